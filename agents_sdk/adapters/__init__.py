@@ -1,0 +1,1 @@
+"""Adapters: agents made of what speaks another protocol."""

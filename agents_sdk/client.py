@@ -1,0 +1,270 @@
+"""The bus as an agent or a script sees it: ask, tell, listen.
+
+    async with connect() as bus:
+        outputs = await bus.request("git", "git_log", {"repo_path": "."}, timeout=10)
+
+The bus is found by arguments, else by MCP_BUS_NATS and MCP_BUS_TOKEN, else in DATA_DIR/bus.json.
+What is sent inside an action belongs to its conversation: correlationId, causationId and
+traceparent are those of the request in hand. What would be refused by its reader is refused here,
+before it is published. Never: a subscription that skips silently; it ends with an error instead.
+Listening is live: what was published while nobody listened is not heard (this landing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mcp_bus import config, log, subjects
+from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
+from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
+from mcp_bus.messages import Kind, Message, now_ms, parse
+
+in_hand: ContextVar[Message | None] = ContextVar("in_hand", default=None)
+"""The request whose action is running here; what the action sends follows from it."""
+
+CLIENT_ID = "client"
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    id: str | None = None,
+    token: str | None = None,
+    data_dir: str | Path | None = None,
+) -> AsyncIterator[Bus]:
+    """A connection to the bus, in whose messages `id` (default: "client") is the source.
+
+    Raises SettingsError when no bus is named anywhere, Unavailable when it does not answer.
+    """
+    bus = await opened(id or CLIENT_ID, *find(url, token, data_dir))
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+def find(url: str | None, token: str | None, data_dir: str | Path | None) -> tuple[str, str | None]:
+    """URL and token of the bus: arguments, else environment, else the running embedded bus."""
+    settings = config.load(data_dir=data_dir)
+    if token is None and settings.token is not None:
+        token = settings.token.get_secret_value()
+    if url is None and data_dir is None and settings.nats is not None:
+        url = settings.nats.get_secret_value()
+    if url is None:
+        url = _in_folder(settings.data_dir)
+    if "@" in url:
+        token = None  # it names its user and password; the token may be for another door
+    return url, token
+
+
+async def opened(id: str, url: str, token: str | None) -> Bus:
+    """An open Bus, which its caller closes."""
+    if not subjects.is_id(id):
+        raise Refused(f"{id!r} is not an id: 1 to 64 letters, digits, _ and -", code="bad_id")
+    try:
+        async with asyncio.timeout(config.LOG_CONNECT_S):
+            channel = await log.connect(url, name=id, token=token)
+    except TimeoutError:
+        where = url.rpartition("@")[2]
+        raise Unavailable(f"no bus at {where} within {config.LOG_CONNECT_S:g} s") from None
+    bus = Bus(id, channel)
+    await bus._asker.start()
+    return bus
+
+
+class Bus:
+    """An open connection; made by `connect`, and inside an action at hand as `agent.bus`."""
+
+    def __init__(self, id: str, channel: log.Log) -> None:
+        self.id = id
+        self.log = channel
+        self._asker = log.Asker(channel, id)
+        self._subscriptions: set[Subscription] = set()
+
+    @property
+    def instance(self) -> str:
+        """Names this process among those of its id."""
+        return self._asker.instance
+
+    async def request(
+        self,
+        target: str,
+        action: str,
+        inputs: dict[str, Any] | None = None,
+        *,
+        timeout: float = REQUEST_S,
+        correlation_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Ask an agent to act and wait for its outputs; `timeout` in seconds.
+
+        Raises BusError: the one that was answered, `answer_timeout`, or why the bus cannot.
+        """
+        message = self._message(
+            "request",
+            target,
+            {"action": action, "inputs": inputs or {}},
+            correlation_id,
+            reply_to=self._asker.instance,
+            deadline=now_ms() + int(timeout * 1000),
+        )
+        answer = (await self._asker.ask(message, timeout)).message
+        found = answer.payload if isinstance(answer.payload, dict) else {}
+        if isinstance(found.get("error"), dict):
+            raise BusError.from_json(found["error"])
+        if not isinstance(found.get("outputs"), dict):
+            raise BusError(
+                f"{target} answered with neither outputs nor error", code="malformed_answer"
+            )
+        outputs: dict[str, Any] = found["outputs"]
+        return outputs
+
+    async def publish(
+        self, target: str, payload: dict[str, Any], *, correlation_id: str | None = None
+    ) -> int:
+        """Tell what happened: an event about or for `target`; returns its position in the log.
+
+        By convention the payload is {"event": "PastTense", …}. Raises BusError.
+        """
+        message = self._message("event", target, payload, correlation_id)
+        return (await self.log.publish(message)).position
+
+    def subscribe(self, source: str = "*", target: str = "*", kind: Kind = "event") -> Subscription:
+        """The messages stored from now on; "*" is any id. See Subscription."""
+        for name in (source, target):
+            if name != "*" and not subjects.is_id(name):
+                raise Refused(f"{name!r} is neither an id nor *", code="bad_id")
+        if kind not in subjects.KINDS:
+            raise Refused(f"{kind!r} is not one of {', '.join(subjects.KINDS)}")
+        return Subscription(self, f"mcp.{kind}.{source}.{target}" + ".*" * (kind == "response"))
+
+    async def close(self) -> None:
+        """End what listens, then the connection."""
+        for subscription in list(self._subscriptions):
+            await subscription.stop()
+        await self._asker.stop()
+        await self.log.close()
+
+    def _message(
+        self,
+        kind: Kind,
+        target: str,
+        payload: dict[str, Any],
+        correlation_id: str | None,
+        **metadata: Any,
+    ) -> Message:
+        cause = in_hand.get()
+        if cause is not None:
+            asked = cause.metadata
+            correlation_id = correlation_id or asked.correlation_id
+            metadata |= {"causation_id": asked.message_id, "traceparent": asked.traceparent}
+        return checked(
+            Message.build(kind, self.id, target, payload, correlation_id=correlation_id, **metadata)
+        )
+
+
+class Subscription:
+    """`async with bus.subscribe(…) as messages:` hears from its start on; `async for message in
+    bus.subscribe(…)` from its first step on. Ends when the bus is closed.
+
+    Who is more than SUBSCRIPTION_MESSAGES_MAX behind, or lost the connection, first gets what
+    arrived and then Unavailable: never a gap without a word.
+    """
+
+    def __init__(self, bus: Bus, subject: str) -> None:
+        self._bus = bus
+        self._subject = subjects.stored(subject)
+        self._arrived: deque[Message] = deque()
+        self._changed = asyncio.Event()
+        self._listening: log.Listening | None = None
+        self._generation = 0
+        self._overrun = False
+        self._stopped = False
+
+    async def __aenter__(self) -> Self:
+        self._generation = self._bus.log.generation
+        self._bus.log.on_lost(self._changed)
+        self._listening = await self._bus.log.listen(self._subject, self._heard)
+        self._bus._subscriptions.add(self)
+        try:
+            # until the server has answered, what others publish may pass unheard
+            await self._bus.log.client.flush(int(config.LOG_REQUEST_S))
+        except Exception as error:
+            await self.stop()
+            raise Unavailable(f"cannot listen to {self._subject}: {error!r}") from None
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        if self._listening is None:
+            await self.__aenter__()
+        while not self._arrived:
+            if self._stopped:
+                raise StopAsyncIteration
+            if self._overrun:
+                raise Unavailable(
+                    f"more than {SUBSCRIPTION_MESSAGES_MAX} messages behind on {self._subject}"
+                )
+            if self._bus.log.generation != self._generation:
+                raise Unavailable(f"the connection was lost while listening to {self._subject}")
+            self._changed.clear()
+            await self._changed.wait()
+        return self._arrived.popleft()
+
+    async def stop(self) -> None:
+        """Hear no more; also done when the bus is closed."""
+        self._stopped = True
+        self._changed.set()
+        self._bus.log.off_lost(self._changed)
+        self._bus._subscriptions.discard(self)
+        if self._listening is not None:
+            await self._listening.stop()
+
+    def _heard(self, record: log.Record) -> None:
+        if len(self._arrived) == SUBSCRIPTION_MESSAGES_MAX or self._overrun:
+            self._overrun = True
+            return
+        try:
+            message = parse(record.data, "mcp." + record.subject.removeprefix("out."))
+        except MessageError:
+            return  # stored, and kept in quarantine by the recorder
+        self._arrived.append(message)
+        self._changed.set()
+
+
+def checked(message: Message) -> Message:
+    """`message`, or MessageError for what every reader would refuse: too large, too deep, …"""
+    parse(message.encode(), message.subject)
+    return message
+
+
+def _in_folder(data_dir: Path) -> str:
+    path = data_dir.expanduser() / "bus.json"
+    try:
+        found = json.loads(path.read_text())["nats"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, str):
+        raise SettingsError(
+            "no bus found: pass url=…, set MCP_BUS_NATS (and MCP_BUS_TOKEN), or start one with "
+            f"`mcp-bus up`, which would be found by {path}"
+        )
+    return found

@@ -1,0 +1,197 @@
+"""How an agent's process works: takes the requests to its id, runs their actions, answers.
+
+Promises: an answer is in the log before its request is acknowledged, and its id follows from the
+request, so that an answer published twice is one; what this process has answered it does not run
+again; a request that it cannot finish is given back. A process that dies in between leaves its
+request to another one, so an action may run twice: make it harmless to repeat.
+Never: a traceback, or anything of a payload, outside this process's own log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from agents_sdk.actions import INPUTS, Action, ActionError
+from agents_sdk.client import Bus, checked, in_hand
+from mcp_bus.config import ACTION_S_MAX, ANSWERED_KEPT_MAX, HANDLERS_MAX, IN_PROGRESS_EVERY_S
+from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
+from mcp_bus.faults import Faults
+from mcp_bus.log import Deliveries, Delivery, Record
+from mcp_bus.messages import Message, error_payload, now_ms, parse
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """The requests of one agent id, as far as this process takes them."""
+
+    def __init__(self, bus: Bus, actions: Mapping[str, Action], faults: Faults) -> None:
+        self._bus = bus
+        self._actions = actions
+        self._faults = faults
+        self._queue: Deliveries = bus.log.deliver(bus.id, HANDLERS_MAX)
+        self._running: dict[asyncio.Task[None], int] = {}  # and the position it answers
+        self._answering: dict[int, asyncio.Task[None]] = {}  # by position
+        self._answered: dict[int, None] = {}  # positions, the latest ones
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in hand."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Take requests until cancelled."""
+        async with self._queue:
+            async for delivery in self._queue:
+                handling = asyncio.create_task(self._handle(delivery))
+                self._running[handling] = delivery.record.position
+                handling.add_done_callback(self._handled)
+
+    async def drain(self, within_s: float) -> list[int]:
+        """Ask for nothing new and finish what is in hand; what is not done in time is given back.
+
+        Returns the positions of the requests that were given back.
+        """
+        await self._queue.stop()
+        if self._running:
+            await asyncio.wait(self._running, timeout=within_s)
+        unfinished = sorted(self._running.values())
+        for handling in self._running:
+            handling.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        return unfinished
+
+    async def _handle(self, delivery: Delivery) -> None:
+        record = delivery.record
+        try:
+            request = parse(record.data, record.subject)
+        except MessageError as error:
+            logger.warning("position %d is no message: %s", record.position, error)
+            await delivery.ack()
+            return
+        if record.position not in self._answered:
+            await self._answered_once(request, delivery)
+        self._faults.reached("agent.answered")
+        await delivery.ack()
+
+    async def _answered_once(self, request: Message, delivery: Delivery) -> None:
+        """Wait for the one task that answers this request, however often it is handed out."""
+        position = delivery.record.position
+        answering = self._answering.get(position)
+        if answering is None:
+            answering = asyncio.create_task(self._answer(request, delivery.record))
+            self._answering[position] = answering
+        try:
+            while not (await asyncio.wait({answering}, timeout=IN_PROGRESS_EVERY_S))[0]:
+                await delivery.in_progress()
+            answering.result()
+        except BaseException:
+            answering.cancel()
+            await delivery.retry()
+            raise
+        finally:
+            self._answering.pop(position, None)
+        self._answered[position] = None
+        if len(self._answered) > ANSWERED_KEPT_MAX:
+            del self._answered[next(iter(self._answered))]
+
+    async def _answer(self, request: Message, record: Record) -> None:
+        in_hand.set(request)  # this task's own
+        self._faults.reached("agent.taken")
+        where = f"position {record.position}, correlation {request.metadata.correlation_id}"
+        answer = self._message(request, record, await self._payload(request, where))
+        while True:
+            try:
+                await self._bus.log.publish(answer)
+                return
+            except Unavailable as error:
+                logger.warning("the answer to %s is not stored yet: %s", where, error)
+            except Refused as error:
+                logger.error("the answer to %s is refused for good: %s", where, error)
+                return
+
+    async def _payload(self, request: Message, where: str) -> dict[str, Any]:
+        """What is answered: outputs, or the error that came instead."""
+        try:
+            return {"outputs": await self._act(request)}
+        except BusError as error:
+            logger.info("answered %s with %s: %s", where, error.code, error)
+            return error_payload(error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            logger.exception("the action for %s cancelled itself", where)
+            return error_payload(ActionError("action_failed", "the action cancelled itself"))
+        except Exception as error:
+            logger.exception("the action for %s failed", where)
+            said = f"{type(error).__name__}: {error}"
+            return error_payload(ActionError("action_failed", said))
+
+    async def _act(self, request: Message) -> dict[str, Any]:
+        action, inputs = self._asked(request)
+        left_s = ACTION_S_MAX
+        if request.metadata.deadline is not None:
+            left_s = min(left_s, (request.metadata.deadline - now_ms()) / 1000)
+        if left_s <= 0:
+            raise _too_late(action.name)
+        limit = asyncio.timeout(left_s)
+        try:
+            async with limit:
+                return await action.run(inputs)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the action's own
+            raise _too_late(action.name) from None
+
+    def _asked(self, request: Message) -> tuple[Action, dict[str, Any]]:
+        payload = request.payload if isinstance(request.payload, dict) else {}
+        name, inputs = payload.get("action"), payload.get("inputs", {})
+        if not isinstance(name, str):
+            raise Refused(
+                'a request\'s payload is {"action": name, "inputs": {…}}',
+                code="missing",
+                pointer="/context/payload/action",
+            )
+        if name not in self._actions:
+            known = ", ".join(sorted(self._actions)) or "none"
+            raise Refused(
+                f"{self._bus.id} has no action {name!r}; it has: {known}",
+                code="unknown_action",
+                pointer="/context/payload/action",
+            )
+        if not isinstance(inputs, dict):
+            raise Refused("inputs are an object", code="bad_inputs", pointer=INPUTS)
+        return self._actions[name], inputs
+
+    def _message(self, request: Message, record: Record, payload: dict[str, Any]) -> Message:
+        identity = answer_id(request, record)
+        try:
+            return checked(Message.answer(request, self._bus.id, payload, message_id=identity))
+        except MessageError as error:  # too large, too deep, or no JSON
+            said = BusError(f"the answer cannot be carried: {error.detail}", code=error.code)
+            return Message.answer(request, self._bus.id, error_payload(said), message_id=identity)
+
+    def _handled(self, handling: asyncio.Task[None]) -> None:
+        position = self._running.pop(handling)
+        if not handling.cancelled() and (error := handling.exception()):
+            logger.error("position %d was given back", position, exc_info=error)
+
+
+def answer_id(request: Message, record: Record) -> str:
+    """The id of the answer to a request: the same from every process, as secret as the request's.
+
+    The subject is part of it: one who copies another's messageId must not block its answer.
+    """
+    cause = request.metadata.message_id
+    if cause is None:
+        cause = f"{record.position} {hashlib.sha256(record.data).hexdigest()}"
+    return hashlib.sha256(f"mcp-bus answer {record.subject} {cause}".encode()).hexdigest()[:32]
+
+
+def _too_late(action: str) -> Unavailable:
+    return Unavailable(f"{action}: the request's deadline has passed", code="answer_timeout")

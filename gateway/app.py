@@ -1,0 +1,95 @@
+"""The gateway as a service: REST for what the bus decides and knows.
+
+A command becomes a message to a decider and the decider's answer becomes the HTTP answer; a query
+is one SQL statement on the read models. It keeps no state of its own: any number may run, and each
+hears the answers to its own questions. Told to stop, it takes nothing new, finishes what is in
+flight within DRAIN_GATEWAY_S, and lets those who wait for the end of an execution go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from gateway import door
+from gateway.call import Gateway
+from gateway.errors import problems
+from gateway.read_models import ReadModels
+from gateway.routes import ROUTES
+from gateway.services import SUBJECT, Services
+from mcp_bus import telemetry
+from mcp_bus.config import BODY_BYTES_MAX, DRAIN_GATEWAY_S
+from mcp_bus.errors import SettingsError
+from mcp_bus.log import Asker
+from mcp_bus.runtime import Runtime
+from mcp_bus.subjects import GATEWAY
+
+logger = telemetry.logger(__name__)
+
+
+async def run(runtime: Runtime) -> None:
+    """Serve REST until cancelled."""
+    async with opened(runtime) as gateway:
+        runner = web.AppRunner(
+            make_app(gateway),
+            access_log=None,  # ours has the route instead of the path, and the subject
+            shutdown_timeout=DRAIN_GATEWAY_S,
+        )
+        await runner.setup()
+        following = asyncio.create_task(gateway.read_models.follow())
+        try:
+            await _listen(runner, runtime)
+            await asyncio.wait({following})  # for ever, and not cancelled with us
+            following.result()
+        finally:
+            gateway.stopping.set()
+            await runner.cleanup()  # what is in flight still needs to see the read models
+            following.cancel()
+
+
+@contextlib.asynccontextmanager
+async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
+    """The resources of a gateway; PostgreSQL may be away."""
+    log = await runtime.connect_log()
+    pool = await runtime.connect_store()
+    asker = Asker(log, GATEWAY, may_read=True)
+    await asker.start()
+    services = Services()
+    listening = await log.listen(SUBJECT, services.heard)
+    try:
+        yield Gateway(
+            secret=runtime.secret,
+            log=log,
+            asker=asker,
+            pool=pool,
+            read_models=ReadModels(pool, runtime.report),
+            services=services,
+            faults=runtime.faults,
+            stopping=asyncio.Event(),
+        )
+    finally:
+        await listening.stop()
+        await asker.stop()
+
+
+def make_app(gateway: Gateway) -> web.Application:
+    """The application: the routes, and what is around each of them."""
+    app = web.Application(middlewares=[door.access, problems], client_max_size=BODY_BYTES_MAX)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, door.opened(route, gateway))
+    return app
+
+
+async def _listen(runner: web.AppRunner, runtime: Runtime) -> None:
+    settings = runtime.settings
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror} (MCP_BUS_PORT)"
+        ) from None
+    for address in runner.addresses:
+        logger.info("listens", host=address[0], port=address[1])

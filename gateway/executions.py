@@ -1,0 +1,104 @@
+"""Executions and conversations over REST, and the wait for an execution's end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.call import Answer, Call, Gateway
+from gateway.commands import BEHIND, READ_MODEL
+from mcp_bus.config import EXECUTION_LOOK_S, PAGE_MAX, POSITION_MAX, READ_MODEL_WAIT_S
+from mcp_bus.domain.facts import name_of
+from mcp_bus.errors import MessageError, Refused, Unavailable
+from mcp_bus.log import Record
+from mcp_bus.messages import parse
+from mcp_bus.subjects import STREAM, WORKFLOWS, Subject, stored
+from projections import queries
+
+ENDS = ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed")
+
+
+class Page(BaseModel):
+    """Messages after a position, so many at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: Annotated[int, Field(ge=0, le=POSITION_MAX)] = 0
+    limit: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_MAX
+
+
+async def show(gateway: Gateway, call: Call) -> Answer:
+    """One execution with its steps."""
+    execution = await gateway.query(queries.execution, call.path["id"])
+    if execution is None:
+        raise Refused(f"there is no execution {call.path['id']}", code="unknown_execution")
+    return Answer(200, execution)
+
+
+async def conversation(gateway: Gateway, call: Call) -> Answer:
+    """Every message with one correlation id, in order, page by page."""
+    wanted: Page = call.query
+    name = call.path["correlationId"]
+    page = await gateway.query(queries.conversation, name, wanted.after, wanted.limit)
+    if not page["messages"] and wanted.after == 0:
+        raise Refused(f"there is no conversation {name}", code="unknown_conversation")
+    return Answer(200, page)
+
+
+@contextlib.asynccontextmanager
+async def end_of(gateway: Gateway, execution_id: str) -> AsyncIterator[asyncio.Future[int]]:
+    """Listen for the fact that ends an execution: the future gets its position.
+
+    Entered before the execution is asked for, so that a quick one cannot end unheard.
+    """
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    subject = str(Subject("event", WORKFLOWS, execution_id))
+
+    def heard(record: Record) -> None:
+        # only what the log stored and republished counts
+        if record.position == 0 or record.headers.get("Nats-Stream") != STREAM or ended.done():
+            return
+        with contextlib.suppress(MessageError):
+            if name_of(parse(record.data, subject)) in ENDS:
+                ended.set_result(record.position)
+
+    listening = await gateway.log.listen(stored(subject), heard)
+    try:
+        yield ended
+    finally:
+        ended.cancel()
+        await listening.stop()
+
+
+async def awaited(
+    gateway: Gateway, call: Call, ended: asyncio.Future[int], execution_id: str, until: float
+) -> dict[str, Any] | None:
+    """The execution once it has ended, or as it is when the time is up or the gateway stops.
+
+    None when the read models do not show it: then the answer is marked `behind`. A fact that was
+    missed, because the connection to the log was lost, is made good by looking now and then.
+    """
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.create_task(gateway.stopping.wait())
+    wakes: set[asyncio.Future[Any]] = {ended, stopping}
+    found: dict[str, Any] | None = None
+    try:
+        while found is None or found["ended"] is None:
+            step = max(min(until - loop.time(), EXECUTION_LOOK_S), 0)
+            await asyncio.wait(wakes, timeout=step, return_when="FIRST_COMPLETED")
+            if ended.done():
+                await gateway.read_models.reached(ended.result(), READ_MODEL_WAIT_S)
+            found = await gateway.query(queries.execution, execution_id)
+            if ended.done() or stopping.done() or loop.time() >= until:
+                break
+    except Unavailable:
+        found = None
+    finally:
+        stopping.cancel()
+    if found is None or (ended.done() and found["ended"] is None):
+        call.headers[READ_MODEL] = BEHIND
+    return found

@@ -1,0 +1,48 @@
+"""Every route of the REST API, on one screen. docs/rest.md explains each; a test compares."""
+
+from __future__ import annotations
+
+from gateway import agents, analytics, executions, health, workflows
+from gateway.call import Route
+from mcp_bus.domain.agents import Registration
+from mcp_bus.domain.roles import (
+    AGENTS_READ,
+    AGENTS_WRITE,
+    ANALYTICS_READ,
+    HISTORY_READ,
+    WORKFLOWS_EXECUTE,
+    WORKFLOWS_READ,
+    WORKFLOWS_WRITE,
+)
+from mcp_bus.domain.workflows import Definition
+
+# fmt: off
+ROUTES: tuple[Route, ...] = (
+    # agents
+    Route("POST", "/agents/register", agents.register, AGENTS_WRITE, (201, 200),
+          body=Registration),
+    Route("GET", "/agents/discover", agents.discover, AGENTS_READ, (200,),
+          query=agents.Discovery),
+    Route("PUT", "/agents/{id}/capabilities", agents.set_capabilities, AGENTS_WRITE, (200,),
+          body=agents.CapabilitiesBody, bare="capabilities"),
+    # workflows
+    Route("POST", "/workflows", workflows.define, WORKFLOWS_WRITE, (201, 200),
+          body=Definition),
+    Route("GET", "/workflows/{id}", workflows.show, WORKFLOWS_READ, (200,)),
+    Route("PUT", "/workflows/{id}/execute", workflows.execute, WORKFLOWS_EXECUTE, (202, 200),
+          query=workflows.ExecuteQuery, body=workflows.ExecuteBody),
+    # history
+    Route("GET", "/executions/{id}", executions.show, WORKFLOWS_READ, (200,)),
+    Route("GET", "/conversations/{correlationId}", executions.conversation, HISTORY_READ, (200,),
+          query=executions.Page),
+    # analytics
+    Route("GET", "/analytics/performance", analytics.performance, ANALYTICS_READ, (200,),
+          query=analytics.Period),
+    Route("GET", "/analytics/usage", analytics.usage, ANALYTICS_READ, (200,),
+          query=analytics.Period),
+    Route("GET", "/analytics/errors", analytics.errors, ANALYTICS_READ, (200,),
+          query=analytics.Period),
+    # operators
+    Route("GET", "/health", health.health, None, (200, 503)),
+)
+# fmt: on

@@ -1,0 +1,255 @@
+"""Settings and bounds. Settings are one frozen value, checked before anything starts; bounds are
+constants, because nobody should have to tune them.
+
+Settings come from `MCP_BUS_*` variables; an unknown name is refused with the nearest known one.
+Every loop, queue, batch, retry, wait and page of the house has its bound here, unit last.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from mcp_bus.errors import SettingsError
+
+PREFIX = "MCP_BUS_"
+
+# --- the wire ---------------------------------------------------------------------------------
+MESSAGE_BYTES_MAX = 256 * 1024
+MESSAGE_DEPTH_MAX = 32
+
+# --- the log ----------------------------------------------------------------------------------
+PUBLISH_RETRY_S = 15.0  # a leader election takes 5.4 to 7.6 s
+PUBLISH_ATTEMPT_S = 2.0
+PUBLISH_BACKOFF_S = 0.05
+PUBLISH_BACKOFF_S_MAX = 1.0
+PULL_BATCH = 500  # messages asked for by one pull; two overlap
+PULL_EXPIRES_S = 30.0
+FOLLOWER_IDLE_S = 30.0  # the server forgets a follower this long after its last pull
+LOG_REQUEST_S = 5.0
+LOG_CONNECT_S = 5.0
+PING_EVERY_S = 5  # with two outstanding: a frozen server is noticed in 15 s
+PINGS_OUTSTANDING_MAX = 2
+RECONNECT_WAIT_S = 0.25
+RECOVER_PAGE_MAX = 200
+
+# --- deciders ---------------------------------------------------------------------------------
+ATOMIC_BATCH_MAX = 500  # the server takes 1,000
+DECIDER_INFLIGHT_MAX = 1024
+OUTPUT_UNSEEN_S = 1.5
+CLAIM_AGAIN_S = 0.5
+DECIDER_TICK_S = 0.02
+DECIDER_IDLE_S = 1.0
+TAKEOVER_OWN_S = 0.02  # after a restart: nobody else is there to wait for
+TAKEOVER_S_MIN = 0.7
+TAKEOVER_S_MAX = 1.2
+PAYLOAD_CACHE_MESSAGES_MAX = 4096  # parsed, a small one takes 4 KB
+PAYLOAD_CACHE_BYTES_MAX = 64 * 1024 * 1024
+TOMBSTONE_TTL_MS = 24 * 3600 * 1000
+STEPS_MAX = 256
+TIMER_RETRY_MS = 5_000  # a time-out unseen in the log is observed again
+STEP_TIMEOUT_MS = 60_000
+STEP_TIMEOUT_MS_MAX = 24 * 3600 * 1000
+
+# --- recorder, projector ----------------------------------------------------------------------
+RECORD_BATCH_MAX = 2000
+RECORD_BATCH_BYTES_MAX = 16 * 1024 * 1024
+RECORD_IDLE_S = 1.0  # a silent recorder looks after its database this often
+PROJECT_BATCH_MAX = 2000
+PROJECT_BATCH_BYTES_MAX = 16 * 1024 * 1024
+LOOK_UP_MAX = 100  # messages fetched at once by id: each may be of the largest size
+PROJECT_IDLE_S = 1.0  # a wake-up lost by the database is made good after this
+STORE_RETRY_S = 0.25
+STORE_RETRY_S_MAX = 2.0
+STORE_CONNECT_S = 5.0
+STORE_POOL_MAX = 8
+STORE_STATEMENT_S = 30.0
+STORE_IDLE_IN_TRANSACTION_S = 30.0
+STORE_KEEPALIVE_S = 5.0
+MIGRATE_S_MAX = 120.0
+STANDBY_RETRY_S = 0.5
+QUARANTINE_SHOWN_MAX = 1000  # characters of a reason
+COMPARE_S_MAX = 600.0  # to count and hash one read table
+
+# --- agents -----------------------------------------------------------------------------------
+ACK_WAIT_S = 10.0
+AGENT_PULL_S = 5.0  # a pull for requests; shorter than a follower's, its queue may not exist yet
+AGENT_PULL_GRACE_S = 0.5
+IN_PROGRESS_EVERY_S = 3.0
+DELIVER_MAX = 5
+ACK_PENDING_MAX = 10_000
+HANDLERS_MAX = 64  # actions that one agent process runs at once
+HEARTBEAT_EVERY_S = 5.0
+DRAIN_S_MAX = 8.0
+REQUEST_S = 30.0
+REGISTER_RETRY_S = 0.5  # a command that nobody answered yet is asked again, each time later
+REGISTER_RETRY_S_MAX = 15.0
+ACTION_S_MAX = 24 * 3600.0  # as long as the longest step may wait
+ANSWERED_KEPT_MAX = 4096  # requests that an agent knows to have answered
+SUBSCRIPTION_MESSAGES_MAX = 10_000  # that a listener may be behind
+MCP_SERVER_START_S = 30.0
+MCP_TOOL_PAGES_MAX = 100
+RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this
+
+# --- gateway ----------------------------------------------------------------------------------
+BODY_BYTES_MAX = 512 * 1024
+COMMAND_S = 10.0
+READ_MODEL_WAIT_S = 2.0
+EXECUTE_WAIT_S_MAX = 300.0
+PAGE_MAX = 200
+POSITION_MAX = 2**53
+TIME_MS_MAX = 2**53
+PAGE_BYTES_MAX = 8 * 1024 * 1024
+ROWS_MAX = 10_000  # of an answer that is not paged yet
+EXECUTIONS_SHOWN_MAX = 20
+DRAIN_GATEWAY_S = 5.0
+TOKEN_TTL_S = 12 * 3600
+TOKEN_BYTES_MAX = 4096
+CLIENT_S = 30.0  # that the CLI waits: longer than a gateway takes to give up
+TAIL_MESSAGES_MAX = 10_000  # that `mcp-bus tail` may be behind
+QUERY_S = 10.0
+ANALYTICS_PERIOD_MS = 24 * 3600 * 1000  # when nobody names one
+EXECUTION_LOOK_S = 5.0  # a waiting execute looks again after this: an event may have been missed
+SERVICE_SILENT_S = 5.0  # a service that says nothing for this long is silent
+SERVICE_PROCESSES_MAX = 64  # of one service, as /health knows them
+READ_MODEL_CHECK_S = 5.0  # a wake-up lost by the database is made good after this
+
+# --- supervision ------------------------------------------------------------------------------
+START_S_MAX = 30.0
+START_RETRY_S = 0.5
+STOP_S_MAX = 8.0
+RESTARTS_MAX = 5
+RESTARTS_WINDOW_S = 60.0
+RESTART_BACKOFF_S = 0.1
+RESTART_BACKOFF_S_MAX = 5.0
+LAST_WORDS_LINES = 20
+LAST_WORDS_S = 0.5  # that a dead child's children may hold its stderr open
+LAST_WORDS_BYTES_MAX = 16 * 1024
+CHILD_LOG_BYTES_MAX = 16 * 1024 * 1024  # then it moves to <name>.log.1
+CHILD_LOG_CHECK_S = 10.0
+STOP_STEP_S = 1.0  # a service's head start before the next one is told to stop
+STOP_SERVICES_S_MAX = 6.0  # of STOP_S_MAX; the rest is for the engines
+HEALTH_POLL_S = 0.05
+ENGINE_POLL_S = 0.01
+LOCK_POLL_S = 0.05
+FREE_PORT_MIN = 10240
+FREE_PORT_MAX = 32767  # above it the system hands ports to outgoing connections
+FREE_PORT_TRIES_MAX = 100
+LOG_STORE_BYTES_MAX = 16 * 1024**3  # of disk that the embedded log may take
+
+# --- the demo ---------------------------------------------------------------------------------
+GIT_S_MAX = 10.0
+DEMO_COMMITS_MAX = 30  # of the newest; their log must fit into one message
+DEMO_REGISTER_S = 30.0
+DEMO_EXECUTE_S = 60.0
+DEMO_HEARD_S = 2.0  # for the last live message, which is only shown
+
+
+def default_data_dir() -> Path:
+    """The user's data folder (XDG Base Directory): where a bus lives when nobody says."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "mcp-bus"
+
+
+class Settings(BaseModel):
+    """One bus, as its processes see it. Field `nats_port` is the variable `MCP_BUS_NATS_PORT`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Folder of the embedded bus."
+    )
+    nats: SecretStr | None = Field(
+        None, description="URL of the log, with user and password. Default: the embedded one."
+    )
+    postgres: SecretStr | None = Field(
+        None, description="URL of the event store (service role). Default: the embedded one."
+    )
+    postgres_admin: SecretStr | None = Field(
+        None, description="URL of a role that may create schemas and roles; for migrations only."
+    )
+    secret: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="The bus secret: signs tokens and makes ids unguessable. "
+        "Default: DATA_DIR/secret, made at the first start.",
+    )
+    url: str | None = Field(None, description="URL of the gateway, for the CLI.")
+    token: SecretStr | None = Field(None, description="Bearer token, for the CLI and the SDK.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8420, ge=0, le=65535, description="Port of the gateway; 0 takes a free one.")
+    nats_port: int = Field(4420, ge=0, le=65535, description="Port of the embedded log; 0: free.")
+    postgres_port: int = Field(
+        5420, ge=0, le=65535, description="Port of the embedded event store; 0: free."
+    )
+    pg_bin: Path | None = Field(
+        None, description="Folder of initdb and postgres. Default: the binaries of the wheel."
+    )
+    durability: Literal["always", "interval"] = Field(
+        "always",
+        description="always: fsync before the ack. interval: the server flushes by itself, and a "
+        "crash of the machine (not of a process) can lose the last two minutes.",
+    )
+    duplicate_window_s: float = Field(
+        120.0, gt=0, description="How long the log knows a message id (s)."
+    )
+    replicas: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = Field(  # a variable is a text
+        1, description="Copies of the log in a NATS cluster."
+    )
+    instance: str = Field(
+        "1",
+        pattern=r"^[A-Za-z0-9_]{1,32}$",
+        description="Name of this process among those of its service; keeps it over restarts.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else JSON lines."
+    )
+    fault_at: str | None = Field(
+        None,
+        description="Tests only: POINT or POINT:N kills the process with SIGKILL when it reaches "
+        "that fault point for the Nth time (mcp_bus/faults.py).",
+    )
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings."""
+        out = {}
+        for name, value in self:
+            if value is None:
+                continue
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            out[PREFIX + name.upper()] = plain
+        return out
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Settings from `MCP_BUS_*`; `overrides` that are not None win.
+
+    Raises SettingsError for an unknown name (with a suggestion) or a value that does not fit.
+    """
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    values: dict[str, Any] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        if variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SettingsError(f"unknown setting {variable}{hint}")
+        if value != "":
+            values[known[variable]] = value
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else "settings"
+        raise SettingsError(f"{name}: {first['msg']}") from None

@@ -1,0 +1,275 @@
+"""Agents: the registry's decisions. Who is known, what they can do, who may say so.
+
+Commands: `register` and `set_capabilities`. Facts: AgentRegistered, AgentChanged,
+CapabilitiesChanged. The registry also answers for whoever cannot: a request to an agent that is
+unknown or inactive at its position gets an error, so that no request waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from eventsourcing.domain import BaseAggregate, CanInitAggregate
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mcp_bus import subjects
+from mcp_bus.domain import roles
+from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
+from mcp_bus.domain.facts import Fact, fact_of, moment, name_of, payload_of
+from mcp_bus.errors import BusError, Refused
+from mcp_bus.messages import Id, Message, Text, findings_of
+
+Status = Literal["active", "inactive"]
+CAPABILITIES_MAX = 256
+ACTIONS_MAX = 1024
+
+
+class Capability(BaseModel):
+    """The specification's AgentCapability. Where a key of `parameters` is an action's name, its
+    value describes the action: {"description", "inputs": JSON Schema, "outputs": JSON Schema}."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: Text
+    actions: Annotated[list[Id], Field(max_length=ACTIONS_MAX)]
+    parameters: dict[str, Any]
+
+
+class Registration(BaseModel):
+    """The specification's Agent; without a status an agent is active."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: Id
+    type: Text
+    capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)]
+    status: Status = "active"
+
+
+class Capabilities(BaseModel):
+    """Inputs of `set_capabilities`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: Id
+    capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)]
+
+
+class Agent(BaseAggregate[str]):
+    """An agent as its facts made it."""
+
+    TOPIC = "Agent"
+
+    class Event(Fact):
+        """Base of this aggregate's facts."""
+
+    @dataclass(frozen=True)
+    class AgentRegistered(Event, CanInitAggregate[str]):
+        TOPIC = "AgentRegistered"
+        originator_topic: str
+        type: str
+        capabilities: list[dict[str, Any]]
+        status: Status
+        owner: str
+
+    @dataclass(frozen=True)
+    class AgentChanged(Event):
+        TOPIC = "AgentChanged"
+        type: str
+        status: Status
+
+        def apply(self, aggregate: Agent) -> None:
+            aggregate.type, aggregate.status = self.type, self.status
+
+    @dataclass(frozen=True)
+    class CapabilitiesChanged(Event):
+        TOPIC = "CapabilitiesChanged"
+        capabilities: list[dict[str, Any]]
+
+        def apply(self, aggregate: Agent) -> None:
+            aggregate.capabilities = self.capabilities
+
+    def __init__(
+        self, type: str, capabilities: list[dict[str, Any]], status: Status, owner: str
+    ) -> None:
+        self.type = type
+        self.capabilities = capabilities
+        self.status: Status = status
+        self.owner = owner
+
+    def as_json(self) -> dict[str, Any]:
+        """The specification's Agent."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "capabilities": self.capabilities,
+            "status": self.status,
+        }
+
+    def actions(self) -> frozenset[str]:
+        """Every action of every capability."""
+        return frozenset(a for capability in self.capabilities for a in capability["actions"])
+
+
+@dataclass(slots=True)
+class Agents:
+    """Every agent ever registered, and the position of its AgentRegistered."""
+
+    known: dict[str, Agent] = field(default_factory=dict)
+    since: dict[str, int] = field(default_factory=dict)
+
+
+def fold_fact(agents: Agents, logged: Logged) -> None:
+    """Read a fact of the registry; anything else changes nothing."""
+    message = logged.message
+    name = name_of(message) if message.source == subjects.REGISTRY else None
+    if name == "AgentRegistered":
+        agents.known[message.target] = fact_of(message, logged.time, Agent.TOPIC).mutate(None)
+        agents.since[message.target] = logged.position
+    elif name in ("AgentChanged", "CapabilitiesChanged"):
+        fact_of(message, logged.time).mutate(agents.known[message.target])
+
+
+def accept(agents: Agents, logged: Logged) -> Key | None:
+    """Commands, keyed by the agent they name, and requests that nobody else will answer."""
+    message = logged.message
+    if message.kind != "request":
+        return None
+    if message.target == subjects.REGISTRY:
+        inputs = message.payload.get("inputs") if isinstance(message.payload, dict) else None
+        named = inputs.get("id") if isinstance(inputs, dict) else None
+        return ("agent", named) if isinstance(named, str) else ("position", str(logged.position))
+    if _answers_itself(agents, message.target):
+        return None
+    return ("position", str(logged.position))
+
+
+def decide(agents: Agents, logged: Logged, _: Mapping[int, Message]) -> list[Draft]:
+    """The facts and the answer that a command leads to; an error for who cannot answer."""
+    message = logged.message
+    if message.target != subjects.REGISTRY:
+        return [refusal(logged, _unreachable(agents, message.target))]
+    try:
+        action, inputs = command_of(message, COMMANDS)
+        return COMMANDS[action](agents, logged, inputs)
+    except BusError as error:
+        return [refusal(logged, error)]
+
+
+def command_of(message: Message, commands: Iterable[str]) -> tuple[str, Any]:
+    """Action and inputs of a command; Refused when it is none of `commands`."""
+    payload = message.payload if isinstance(message.payload, dict) else {}
+    action, known = payload.get("action"), list(commands)
+    if action not in known:
+        raise Refused(
+            f"{message.target} has no action {action!r}; it has {', '.join(known)}",
+            code="unknown_action",
+        )
+    return str(action), payload.get("inputs")
+
+
+def checked(model: type[BaseModel], inputs: Any) -> Any:
+    """`inputs` as `model`; Refused with every finding, pointers from the inputs on."""
+    try:
+        return model.model_validate(inputs)
+    except ValidationError as error:
+        findings = findings_of(error)
+        sentence = "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in findings[:3])
+        raise Refused(sentence, code=findings[0].code, findings=findings) from None
+
+
+def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
+    wanted: Registration = checked(Registration, inputs)
+    if subjects.is_reserved(wanted.id):
+        raise Refused(f"the id {wanted.id} is reserved", code="reserved_id", pointer="/id")
+    _authorise(logged.message, wanted.id)
+    given = [capability.model_dump() for capability in wanted.capabilities]
+    agent = agents.known.get(wanted.id)
+    if agent is None:
+        agent = Agent._create(
+            Agent.AgentRegistered,
+            id=wanted.id,
+            timestamp=moment(logged.time),
+            type=wanted.type,
+            capabilities=given,
+            status=wanted.status,
+            owner=wanted.id,
+        )
+        return _said(agent, logged, created=True)
+    draft = copy_of(agent)
+    if (agent.type, agent.status) != (wanted.type, wanted.status):
+        draft.trigger_event(
+            Agent.AgentChanged,
+            timestamp=moment(logged.time),
+            type=wanted.type,
+            status=wanted.status,
+        )
+    _change_capabilities(draft, given, logged)
+    return _said(draft, logged, created=False)
+
+
+def _set_capabilities(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
+    wanted: Capabilities = checked(Capabilities, inputs)
+    agent = agents.known.get(wanted.id)
+    if agent is None:
+        raise Refused(f"there is no agent {wanted.id}", code="unknown_agent")
+    _authorise(logged.message, wanted.id)
+    draft = copy_of(agent)
+    _change_capabilities(draft, [c.model_dump() for c in wanted.capabilities], logged)
+    return _said(draft, logged)
+
+
+COMMANDS = {"register": _register, "set_capabilities": _set_capabilities}
+
+
+def _authorise(message: Message, agent_id: str) -> None:
+    principal = roles.principal_of(message)
+    own = principal.subject == agent_id
+    principal.require(roles.AGENTS_WRITE if own else roles.AGENTS_WRITE_ANY)
+
+
+def _change_capabilities(agent: Agent, given: list[dict[str, Any]], logged: Logged) -> None:
+    if agent.capabilities != given:
+        agent.trigger_event(
+            Agent.CapabilitiesChanged, timestamp=moment(logged.time), capabilities=given
+        )
+
+
+def _said(agent: Agent, logged: Logged, **more: bool) -> list[Draft]:
+    """The facts that a decision triggered, then the answer."""
+    facts = [event(logged, agent.id, payload_of(fact)) for fact in agent.collect_events()]
+    outputs = {"agent": agent.as_json(), **more, "changed": bool(facts)}
+    return [*facts, answer(logged, {"outputs": outputs})]
+
+
+def _unreachable(agents: Agents, target: str) -> BusError:
+    if target in agents.known:
+        return BusError(f"the agent {target} is inactive", code="agent_inactive", retryable=True)
+    return BusError(f"there is no agent {target}", code="unknown_agent")
+
+
+def _reads(agents: Agents, subject: subjects.Subject) -> bool:
+    """Commands, own outputs, and requests that nobody else will answer."""
+    if subject.source == subjects.REGISTRY or subject.target == subjects.REGISTRY:
+        return True
+    return subject.kind == "request" and not _answers_itself(agents, subject.target)
+
+
+def _answers_itself(agents: Agents, target: str) -> bool:
+    agent = agents.known.get(target)
+    return target in subjects.DECIDERS or (agent is not None and agent.status == "active")
+
+
+REGISTRY: Decider[Agents] = Decider(
+    name=subjects.REGISTRY,
+    new_state=Agents,
+    reads=_reads,
+    accept=accept,
+    settle=fold_fact,
+    needs=lambda _state, _logged: (),
+    decide=decide,
+    due=lambda _state, _time: [],
+    next_due=lambda _state: None,
+)

@@ -1,0 +1,297 @@
+"""Deciders: folds of the log that answer with messages. Pure: no clock, no random, no I/O.
+
+`Fold.apply(logged)` reads every message of the log in order. A message that wants a decision (an
+*input*) becomes undecided; the decider's own outputs, read back, settle it. `Fold.decide(input)`
+says what to publish. Between the two stands the log: **what the log holds outranks today's code**.
+
+- A decision is settled when all its n outputs are in the log; only then does the state change by
+  it. So a decision that was half published when its process died is decided again on the very
+  state it was decided on, and what is missing is added where kind and index agree.
+- Inputs with the same key (an agent, a workflow, an execution) are decided one after the other,
+  the next when the one before is settled; different keys do not wait for each other.
+- An output's id is HMAC(secret, log, decider, position of the input, index, count), prefixed by
+  the position: nobody can guess it, and a copy is recognised wherever it stands in the log.
+- The request to an agent is always the last output of a decision: its answer may be stored right
+  behind it, and must find the decision complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from eventsourcing.domain import BaseAggregate
+
+from mcp_bus import subjects
+from mcp_bus.errors import BusError
+from mcp_bus.messages import Kind, Message, error_payload
+from mcp_bus.subjects import Subject
+
+Key = tuple[str, str]
+
+_OUTPUT_ID = re.compile(r"\A(\d{1,18})-(\d{1,6})of(\d{1,6})-[0-9a-f]{32}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A message as the log holds it: `time` is the log's (Unix ms)."""
+
+    position: int
+    time: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message that a decision wants: an output without id, time and source."""
+
+    kind: Kind
+    target: str
+    payload: Any
+    correlation_id: str
+    causation_id: str | None = None
+    reply_to: str | None = None
+    traceparent: str | None = None
+    step: dict[str, Any] | None = None  # of a step's request: {workflowId, version, id, attempt}
+
+
+@dataclass(slots=True)
+class Undecided:
+    """An input that the log holds no whole decision for."""
+
+    position: int
+    time: int
+    key: Key
+    count: int = 0  # outputs of the decision, known with the first that is read
+    parts: dict[int, Logged] = field(default_factory=dict)
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Decider(Generic[S]):
+    """The pure functions of a decider and its name, which is the source of its outputs."""
+
+    name: str
+    new_state: Callable[[], S]
+    # whether a message under this subject can matter now; the others are not even parsed
+    reads: Callable[[S, Subject], bool]
+    # reads a message that is not an own output; the key if it is an input, else None
+    accept: Callable[[S, Logged], Key | None]
+    # reads an own output whose decision is whole in the log
+    settle: Callable[[S, Logged], None]
+    # positions of the messages that deciding an input needs, besides the input
+    needs: Callable[[S, Logged], Iterable[int]]
+    # what to publish; [] when there is nothing to say
+    decide: Callable[[S, Logged, Mapping[int, Message]], list[Draft]]
+    # what is due at a log time: (request id, draft of the observation)
+    due: Callable[[S, int], list[tuple[str, Draft]]]
+    # the log time at which something is due next, None if nothing is
+    next_due: Callable[[S], int | None]
+
+
+class Fold(Generic[S]):
+    """The state of a decider at a position, and what is still undecided there."""
+
+    def __init__(self, decider: Decider[S], secret: bytes, identity: str) -> None:
+        self.decider = decider
+        self.identity = identity
+        self.state = decider.new_state()
+        self.position = 0
+        self.time = 0  # the largest log time seen
+        self.epoch = 0
+        self.leader = ""
+        self.undecided: dict[int, Undecided] = {}
+        self.ready: deque[int] = deque()  # undecided, and the first of their key
+        self._queues: dict[Key, deque[int]] = {}
+        self._secret = secret
+
+    def skip(self, position: int, time: int) -> None:
+        """Pass a message that is malformed or forged: the recorder keeps it in quarantine."""
+        self.position = position
+        self.time = max(self.time, time)
+
+    def apply(self, logged: Logged) -> bool:
+        """Read the next message of the log; whether it became an input."""
+        self.skip(logged.position, logged.time)
+        message = logged.message
+        if message.source == self.decider.name:
+            if message.target == subjects.EPOCH:
+                self.epoch = logged.position
+                self.leader = str(message.payload.get("by", ""))
+            else:
+                self._read_output(logged)
+            return False
+        key = self.decider.accept(self.state, logged)
+        if key is None:
+            return False
+        self.undecided[logged.position] = Undecided(logged.position, logged.time, key)
+        queue = self._queues.setdefault(key, deque())
+        queue.append(logged.position)
+        if len(queue) == 1:
+            self.ready.append(logged.position)
+        return True
+
+    def heads(self) -> list[int]:
+        """Every input that may be decided now, by position."""
+        return sorted(queue[0] for queue in self._queues.values())
+
+    def decide(self, logged: Logged, payloads: Mapping[int, Message], now: int) -> list[Message]:
+        """The outputs of an input's decision that the log lacks; `now` is what they claim."""
+        known = self.undecided[logged.position]
+        try:
+            drafts = self.decider.decide(self.state, logged, payloads)
+            outputs = self._rendered(logged, drafts, now)
+        except Exception as error:
+            drafts = failed(self.decider.name, logged, error)
+            outputs = self._rendered(logged, drafts, now)
+        if known.parts and not _agrees(drafts, known):
+            reason = BusError("this release decides otherwise than the log", code="decision_failed")
+            missing = failed(self.decider.name, logged, reason)[0]
+            outputs = self._rendered(logged, [missing] * known.count, now)
+        return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
+
+    def drop(self, position: int) -> None:
+        """An input that nothing follows from."""
+        self._done(self.undecided.pop(position))
+
+    def due(self, time: int) -> list[Message]:
+        """The observations that are due at a log time, as messages of the clock.
+
+        Every try has an id of its own: one that came too early must not swallow the next.
+        """
+        return [
+            render(draft, subjects.CLOCK, self._mac(f"due|{request}|{time}"), time)
+            for request, draft in self.decider.due(self.state, time)
+        ]
+
+    def output_id(self, position: int, index: int, count: int) -> str:
+        """The id of an output; see the module's docstring."""
+        return f"{position}-{index}of{count}-{self._mac(f'{position}|{index}|{count}')}"
+
+    def _rendered(self, logged: Logged, drafts: list[Draft], now: int) -> list[Message]:
+        outputs = []
+        for index, draft in enumerate(drafts, 1):
+            output_id = self.output_id(logged.position, index, len(drafts))
+            outputs.append(render(draft, self.decider.name, output_id, now))
+        return outputs
+
+    def _read_output(self, logged: Logged) -> None:
+        found = _OUTPUT_ID.match(logged.message.metadata.message_id or "")
+        known = self.undecided.get(int(found[1])) if found else None
+        if found is None or known is None:
+            return  # a copy, or nothing of ours
+        index, count = int(found[2]), int(found[3])
+        known.count = known.count or count
+        if count != known.count or index in known.parts:
+            return
+        known.parts[index] = logged
+        if len(known.parts) < known.count:
+            return
+        del self.undecided[known.position]
+        for part in sorted(known.parts):
+            self.decider.settle(self.state, known.parts[part])
+        self._done(known)
+
+    def _done(self, known: Undecided) -> None:
+        queue = self._queues[known.key]
+        queue.remove(known.position)
+        if queue:
+            self.ready.append(queue[0])
+        else:
+            del self._queues[known.key]
+
+    def _mac(self, text: str) -> str:
+        whole = f"{self.identity}|{self.decider.name}|{text}"
+        return hmac.new(self._secret, whole.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def render(draft: Draft, source: str, message_id: str, now: int) -> Message:
+    """A draft as the message that goes into the log; MessageError when it cannot."""
+    message = Message.build(
+        draft.kind,
+        source,
+        draft.target,
+        draft.payload,
+        correlation_id=draft.correlation_id,
+        timestamp=now,
+        message_id=message_id,
+        causation_id=draft.causation_id,
+        reply_to=draft.reply_to,
+        traceparent=draft.traceparent,
+        step=draft.step,
+    )
+    message.encode()
+    return message
+
+
+def answer(logged: Logged, payload: Any) -> Draft:
+    """The draft of a response to a request."""
+    asked = logged.message.metadata
+    return Draft(
+        "response",
+        logged.message.source,
+        payload,
+        asked.correlation_id,
+        causation_id=asked.message_id,
+        reply_to=asked.reply_to,
+        traceparent=asked.traceparent,
+    )
+
+
+def refusal(logged: Logged, error: BusError) -> Draft:
+    """The draft of a response that reports an error."""
+    return answer(logged, error_payload(error))
+
+
+def event(logged: Logged, target: str, payload: dict[str, Any]) -> Draft:
+    """The draft of a fact that follows from a message, in its conversation."""
+    cause = logged.message.metadata
+    return Draft(
+        "event",
+        target,
+        payload,
+        cause.correlation_id,
+        causation_id=cause.message_id,
+        traceparent=cause.traceparent,
+    )
+
+
+A = TypeVar("A", bound=BaseAggregate[str])
+
+
+def copy_of(aggregate: A) -> A:
+    """A copy for a decision to work on: the state changes when its facts are read in the log.
+
+    Facts replace an aggregate's values and never change them in place.
+    """
+    copy = type(aggregate).__new__(type(aggregate))
+    copy.__dict__.update(aggregate.__dict__, _pending_events=[])
+    return copy
+
+
+def failed(decider: str, logged: Logged, error: Exception) -> list[Draft]:
+    """What is said when deciding failed: a fact, and an answer to whoever asked."""
+    reason = BusError(
+        f"{decider} failed on position {logged.position}: {error}", code="decision_failed"
+    )
+    about = logged.message.metadata.correlation_id
+    payload = {"event": "DecisionFailed", "position": logged.position, "error": reason.as_json()}
+    drafts = [event(logged, about if subjects.is_id(about) else "bus", payload)]
+    if logged.message.kind == "request":
+        drafts.append(refusal(logged, reason))
+    return drafts
+
+
+def _agrees(drafts: list[Draft], known: Undecided) -> bool:
+    return len(drafts) == known.count and all(
+        (drafts[index - 1].kind, drafts[index - 1].target)
+        == (part.message.kind, part.message.target)
+        for index, part in known.parts.items()
+    )

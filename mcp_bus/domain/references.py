@@ -1,0 +1,106 @@
+"""References: how a later step names what an earlier one gave.
+
+    "${steps.fetch.outputs.items[0].name}"     "${inputs.repo}"     "top ${inputs.n} of ${…}"
+
+A text that is one reference takes the value with its JSON type; references inside a longer text
+become text. Which steps a value needs is known without running it, so that a definition is
+checked as a whole when it is posted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from mcp_bus.errors import Refused
+from mcp_bus.strict_json import dumps, escape
+
+Path = tuple[str | int, ...]
+
+MISSING = object()
+
+_REFERENCE = re.compile(r"\$\{\s*([^${}]*?)\s*\}")
+_PART = re.compile(r"(?:^|\.)([A-Za-z0-9_][A-Za-z0-9_-]*)|\[([0-9]{1,9})\]")
+
+
+@lru_cache(4096)
+def path_of(text: str) -> Path:
+    """`steps.a.outputs.x[0]` as its parts; Refused `unknown_reference` for anything else.
+
+    The root is `inputs` or `steps.ID.outputs`.
+    """
+    parts: list[str | int] = []
+    at = 0
+    while at < len(text):
+        found = _PART.match(text, at) if at or not text.startswith(".") else None
+        if found is None:
+            raise Refused(f"{text!r} is not a path (at {at})", code="unknown_reference")
+        parts.append(found[1] if found[1] is not None else int(found[2]))
+        at = found.end()
+    rooted = parts[:1] == ["inputs"] or (
+        len(parts) >= 3 and parts[0] == "steps" and parts[2] == "outputs"
+    )
+    if not rooted:
+        raise Refused(
+            f"{text!r} begins neither with inputs nor with steps.ID.outputs",
+            code="unknown_reference",
+        )
+    return tuple(parts)
+
+
+def references(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """Every reference in a JSON value with the pointer to the text it stands in."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from references(item, f"{pointer}/{escape(key)}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from references(item, f"{pointer}/{index}")
+    elif isinstance(value, str):
+        for found in _REFERENCE.finditer(value):
+            yield found[1], pointer
+
+
+def step_of(path: Path) -> str | None:
+    """The step that a path needs, None for the execution's inputs."""
+    return str(path[1]) if path[0] == "steps" else None
+
+
+def look_up(path: Path, context: Mapping[str, Any]) -> Any:
+    """The value at a path, or MISSING."""
+    value: Any = context
+    for part in path:
+        if isinstance(value, Mapping) and str(part) in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return MISSING
+    return value
+
+
+def resolve(value: Any, context: Mapping[str, Any]) -> Any:
+    """`value` with its references replaced; Refused `unresolved_reference` where one is empty."""
+    if isinstance(value, dict):
+        return {key: resolve(item, context) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve(item, context) for item in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    whole = _REFERENCE.fullmatch(value)
+    if whole:
+        return _value_of(whole[1], context)
+    return _REFERENCE.sub(lambda found: _as_text(_value_of(found[1], context)), value)
+
+
+def _value_of(text: str, context: Mapping[str, Any]) -> Any:
+    value = look_up(path_of(text), context)
+    if value is MISSING:
+        raise Refused(f"${{{text}}} has no value", code="unresolved_reference")
+    return value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value).decode()

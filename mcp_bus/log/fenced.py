@@ -1,0 +1,135 @@
+"""How a decider publishes: every output compared with the epoch of the lead that decided it.
+
+The server stores an output only while the decider's epoch subject still ends at that epoch, so a
+former leader is refused (10071) however late it wakes. Nothing here retries: an output is done
+when the fold reads it in the log. One copy of the log: single publishes, pipelined. Several
+copies: a compare on a subject refuses pipelined publishes (10164), so what waits goes as one
+atomic batch with the fence on its first message, one commit in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from mcp_bus import config, subjects
+from mcp_bus.errors import Unavailable
+from mcp_bus.log.records import (
+    BATCH_COMMIT,
+    BATCH_ID,
+    BATCH_SEQUENCE,
+    EXPECTED_LAST,
+    EXPECTED_LAST_SUBJECT,
+    MESSAGE_ID,
+    TRACEPARENT,
+    WRONG_LAST_SEQUENCE,
+)
+from mcp_bus.messages import Message, new_id
+
+if TYPE_CHECKING:
+    from mcp_bus.log.connection import Log
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A message that a decider wants in the log, under its derived id."""
+
+    id: str
+    message: Message
+
+
+class FencedPublisher:
+    """Publishes the outputs of one decider through one session."""
+
+    def __init__(
+        self, log: Log, decider: str, replicas: int, on_deposed: Callable[[], None]
+    ) -> None:
+        self._log = log
+        self._fence = subjects.epoch_of(decider)
+        self._pipelined = replicas == 1
+        self._on_deposed = on_deposed
+        self._inbox = ""
+        self._sent = 0
+
+    async def open(self) -> None:
+        """Listen for refusals; before the first publish."""
+        self._inbox = self._log.client.new_inbox()
+        await self._log.client.subscribe(
+            f"{self._inbox}.*", cb=self._acked, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def publish(self, outputs: Sequence[Output], epoch: int) -> None:
+        """Hand outputs to the server, in order, fenced by `epoch`."""
+        fence = {EXPECTED_LAST: str(epoch), EXPECTED_LAST_SUBJECT: self._fence}
+        try:
+            if self._pipelined:
+                for output in outputs:
+                    await self._send(output, fence)
+            else:
+                for start in range(0, len(outputs), config.ATOMIC_BATCH_MAX):
+                    await self._commit(outputs[start : start + config.ATOMIC_BATCH_MAX], fence)
+        except (TimeoutError, NatsError, OSError) as error:
+            raise Unavailable(f"the connection to the log is lost: {error!r}") from None
+
+    async def claim(self, message: Message, after: int) -> None:
+        """Try to write a new epoch behind epoch `after`; whether it won is read in the log."""
+        headers = {MESSAGE_ID: message.metadata.message_id or "", EXPECTED_LAST: str(after)}
+        try:
+            await self._publish(message, headers)
+        except (NatsError, OSError) as error:
+            raise Unavailable(f"the connection to the log is lost: {error!r}") from None
+
+    async def _send(self, output: Output, fence: dict[str, str]) -> None:
+        headers = {MESSAGE_ID: output.id, **fence}
+        if output.message.metadata.traceparent:
+            headers[TRACEPARENT] = output.message.metadata.traceparent
+        await self._publish(output.message, headers)
+
+    async def _publish(self, message: Message, headers: dict[str, str]) -> None:
+        self._sent += 1
+        await self._log.client.publish(
+            message.subject,
+            message.encode(),
+            reply=f"{self._inbox}.{self._sent}",
+            headers=headers,
+        )
+
+    async def _commit(self, outputs: Sequence[Output], fence: dict[str, str]) -> None:
+        """One atomic batch, answered before the next begins."""
+        batch = new_id()
+        for number, output in enumerate(outputs, 1):
+            headers = {MESSAGE_ID: output.id, BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
+            if number == 1:
+                headers.update(fence)
+            if number < len(outputs):
+                await self._log.client.publish(
+                    output.message.subject, output.message.encode(), headers=headers
+                )
+                continue
+            headers[BATCH_COMMIT] = "1"
+            ack = await self._log.publisher.attempt(
+                output.message.subject, output.message.encode(), headers
+            )
+            self._judge(ack or {})
+
+    async def _acked(self, msg: Msg) -> None:
+        if b'"error"' in msg.data:
+            self._judge(json.loads(msg.data))
+
+    def _judge(self, ack: dict[str, Any]) -> None:
+        """Read an ack for its error only: that an output is stored is read in the log."""
+        error = ack.get("error")
+        if not error:
+            return
+        if error.get("err_code") == WRONG_LAST_SEQUENCE:
+            self._on_deposed()
+        else:
+            logger.warning("the log refused an output: %s", error)

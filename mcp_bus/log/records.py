@@ -1,0 +1,87 @@
+"""What is read from the log, and the headers and error numbers of the server that we rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nats.aio.msg import Msg
+
+# Headers (nats-server, ADR-4, ADR-31, ADR-50)
+MESSAGE_ID: Final = "Nats-Msg-Id"
+EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_LAST_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+BATCH_ID: Final = "Nats-Batch-Id"
+BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
+BATCH_COMMIT: Final = "Nats-Batch-Commit"
+STATUS: Final = "Status"
+UNDELIVERED: Final = "Nats-Pending-Messages"  # of a pull that expired
+TRACEPARENT: Final = "traceparent"
+
+# err_code of a JetStream answer (nats-server, server/errors.json)
+WRONG_LAST_SEQUENCE: Final = 10071
+STREAM_STORE_FAILED: Final = 10077  # with discard new: the log is full
+DUPLICATE_IN_PROCESS: Final = 10158
+BATCH_DUPLICATE: Final = 10201
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message as the log holds it; heard live and never stored, its position is 0."""
+
+    position: int
+    time_us: int  # when the log stored it, Unix µs
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def time(self) -> int:
+        """When the log stored it, Unix ms."""
+        return self.time_us // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where a message was stored; `duplicate`: it had been stored there before."""
+
+    position: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogInfo:
+    """The log as a whole. `identity` changes when the stream is made anew."""
+
+    first: int
+    last: int
+    identity: str
+    replicas: int
+    duplicate_window_s: float
+
+
+NO_HEADERS: Final[Mapping[str, str]] = {}
+
+
+def sequences(reply: str) -> tuple[int, int, int, int]:
+    """(position, consumer sequence, time in µs, pending) from an ack subject.
+
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>`, or
+    with domain and account hash two tokens more in front and a random one behind (ADR-15).
+    """
+    tokens = reply.split(".")
+    stream, consumer, time_ns, pending = tokens[5:9] if len(tokens) == 9 else tokens[7:11]
+    return int(stream), int(consumer), int(time_ns) // 1000, int(pending)
+
+
+def attempts(reply: str) -> int:
+    """How often a consumer handed this message out, this time included."""
+    tokens = reply.split(".")
+    return int(tokens[4] if len(tokens) == 9 else tokens[6])
+
+
+def record_of(msg: Msg) -> Record:
+    """A message that a consumer delivered."""
+    position, _, time_us, _ = sequences(msg.reply)
+    return Record(position, time_us, msg.subject, msg.data, msg.headers or NO_HEADERS)

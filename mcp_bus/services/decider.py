@@ -1,0 +1,280 @@
+"""The loop around a decider: follow the log, decide, publish fenced, read it back.
+
+One session is one connection; when it is lost the next begins from the state as it stands. Any
+number of processes may run the same decider: all of them fold, one leads. The lead is an epoch
+message in the log; one leads from where it *reads* its own epoch, every output is compared with
+that epoch by the server, and a former leader is refused however late it wakes. An output is done
+when the fold reads it in the log: acknowledgements are read for errors only.
+
+Never: an answer to the outside before the log has it; a blind retry; a decision that the log
+already holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from mcp_bus import config, subjects, telemetry
+from mcp_bus.domain.decider import Decider, Fold, Logged
+from mcp_bus.errors import LogWentBack, MessageError, Unavailable
+from mcp_bus.log import FencedPublisher, Log, Output, Record
+from mcp_bus.messages import Message, now_ms, parse
+from mcp_bus.runtime import Runtime
+
+S = TypeVar("S")
+Beside = Callable[[Log, S], Awaitable[None]]
+
+logger = telemetry.logger(__name__)
+
+
+async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside[S]]) -> None:
+    """Run a decider until cancelled; `beside()` makes what keeps the world up with its state."""
+    fold: Fold[S] | None = None
+    while True:
+        try:
+            log = await runtime.connect_log(reconnect=False)
+            try:
+                fold = await _continued(fold, runtime, decider, log)
+                info = await log.info()
+                session = Session(runtime, log, fold, info.replicas, beside())
+                await session.work()
+            finally:
+                await log.close()
+        except Unavailable as error:
+            runtime.report(status="waiting")
+            logger.warning("session ended", reason=error.detail)
+            await asyncio.sleep(config.RECONNECT_WAIT_S)
+
+
+async def _continued(
+    fold: Fold[S] | None, runtime: Runtime, decider: Decider[S], log: Log
+) -> Fold[S]:
+    """The state to go on from: what the last session left, or nothing, folded from the start."""
+    info = await log.info()
+    if fold is None:
+        if info.first > 1:
+            raise LogWentBack(f"the log begins at {info.first}: history is missing")
+        return Fold(decider, runtime.secret, info.identity)
+    if fold.identity != info.identity or info.last < fold.position:
+        raise LogWentBack(
+            f"the log ends at {info.last} (made {info.identity}), "
+            f"seen was {fold.position} (made {fold.identity})"
+        )
+    return fold
+
+
+class Session(Generic[S]):
+    """One connection of one decider."""
+
+    def __init__(
+        self, runtime: Runtime, log: Log, fold: Fold[S], replicas: int, beside: Beside[S]
+    ) -> None:
+        self._runtime = runtime
+        self._service = runtime.service
+        self._log = log
+        self._fold = fold
+        self._beside = beside
+        self._publisher = FencedPublisher(log, fold.decider.name, replicas, self._give_up)
+        self._me = f"{runtime.settings.instance}-{secrets.token_hex(4)}"
+        self._messages = MessageCache(log)
+        self._leading = 0  # the epoch of the lead, 0 without
+        self._given_up = 0  # the last epoch that was lost
+        self._claimed_at = 0.0
+        self._patience = 0.0
+        self._since: dict[int, float] = {}  # undecided input -> when it was first seen here
+        self._inflight: dict[int, float] = {}  # input -> when its outputs were published
+        self._clock_ahead = 0  # log time minus this process' clock, the largest seen (ms)
+
+    async def work(self) -> None:
+        """Follow, decide, publish, until the connection is lost (Unavailable)."""
+        await self._publisher.open()
+        async with self._log.follow(self._fold.position) as follower:
+            behind = follower.pending
+            while True:
+                batch = await follower.read(self._wait_s())
+                for record in batch:
+                    self._apply(record)
+                behind -= len(batch)
+                await self._beside(self._log, self._fold.state)
+                self._runtime.report(position=self._fold.position, lag=max(behind, 0))
+                if behind > 0:
+                    continue
+                self._runtime.ready()
+                self._forget_settled()
+                if self._leads():
+                    await self._publish()
+                else:
+                    await self._claim_if_needed()
+
+    # --- reading
+
+    def _apply(self, record: Record) -> None:
+        self._clock_ahead = max(self._clock_ahead, record.time - _monotonic_ms())
+        try:
+            subject = subjects.parse(record.subject)
+            if not self._fold.decider.reads(self._fold.state, subject):
+                self._fold.skip(record.position, record.time)
+                return
+            message = parse(record.data, record.subject)
+        except MessageError:
+            self._fold.skip(record.position, record.time)  # the recorder keeps it in quarantine
+            return
+        if self._fold.apply(Logged(record.position, record.time, message)):
+            self._since[record.position] = _now()
+            self._messages.keep(record.position, message)
+
+    def _forget_settled(self) -> None:
+        undecided = self._fold.undecided
+        for known in (self._since, self._inflight):
+            for position in [p for p in known if p not in undecided]:
+                del known[position]
+        if self._inflight:
+            oldest = next(iter(self._inflight.values()))
+            if _now() - oldest > config.OUTPUT_UNSEEN_S:
+                logger.warning("outputs unseen in the log", count=len(self._inflight))
+                self._give_up()
+
+    # --- the lead
+
+    def _leads(self) -> bool:
+        if self._fold.leader != self._me:
+            self._leading = 0
+        elif self._leading != self._fold.epoch and self._fold.epoch > self._given_up:
+            self._take_the_lead()
+        return self._leading != 0
+
+    def _take_the_lead(self) -> None:
+        self._leading = self._fold.epoch
+        self._claimed_at = 0.0
+        self._inflight.clear()
+        self._fold.ready.clear()
+        self._fold.ready.extend(self._fold.heads())
+        logger.info("leads", position=self._leading, undecided=len(self._fold.undecided))
+        self._runtime.faults.reached(f"{self._service}.led")
+
+    def _give_up(self) -> None:
+        """Lead no longer; the epoch does not count again, a new one must be claimed."""
+        self._given_up = max(self._given_up, self._leading)
+        self._leading = 0
+
+    async def _claim_if_needed(self) -> None:
+        """Claim when something stays unseen: at once after a restart, else with some patience,
+        so that the one that leads is not disturbed and two standbys do not race."""
+        now = _now()
+        waiting = next(iter(self._since.values()), None)
+        overdue = self._overdue_s()
+        if waiting is None and overdue <= 0:
+            self._patience = 0.0
+            return
+        if not self._patience:
+            last = self._fold.leader.partition("-")[0]
+            own = not last or last == self._runtime.settings.instance
+            self._patience = (
+                config.TAKEOVER_OWN_S
+                if own
+                else random.uniform(config.TAKEOVER_S_MIN, config.TAKEOVER_S_MAX)
+            )
+        unseen = max(now - waiting if waiting is not None else 0.0, overdue)
+        if unseen < self._patience or now - self._claimed_at < config.CLAIM_AGAIN_S:
+            return
+        self._claimed_at = now
+        payload = {"event": "DeciderEpoch", "by": self._me}
+        name = self._fold.decider.name
+        claim = Message.build("event", name, subjects.EPOCH, payload)
+        await self._publisher.claim(claim, self._fold.epoch)
+
+    # --- deciding and publishing
+
+    async def _publish(self) -> None:
+        fold, outputs = self._fold, []
+        while fold.ready and len(self._inflight) < config.DECIDER_INFLIGHT_MAX:
+            position = fold.ready.popleft()
+            if position not in fold.undecided or position in self._inflight:
+                continue
+            for message in await self._decide(position):
+                outputs.append(Output(message.metadata.message_id or "", message))
+        for message in fold.due(self._log_now()):
+            outputs.append(Output(message.metadata.message_id or "", message))
+        if not outputs:
+            return
+        self._runtime.faults.reached(f"{self._service}.decided")
+        await self._publisher.publish(outputs, self._leading)
+        self._runtime.faults.reached(f"{self._service}.published")
+
+    async def _decide(self, position: int) -> list[Message]:
+        fold = self._fold
+        logged = Logged(position, fold.undecided[position].time, await self._messages.get(position))
+        needed = {p: await self._messages.get(p) for p in fold.decider.needs(fold.state, logged)}
+        outputs = fold.decide(logged, needed, now_ms())
+        if outputs:
+            self._inflight[position] = _now()
+        else:
+            fold.drop(position)
+        return outputs
+
+    # --- time
+
+    def _wait_s(self) -> float:
+        """How long to wait for messages before looking at the clock again."""
+        if self._since and not self._leading:
+            return config.TAKEOVER_OWN_S
+        longest = config.DECIDER_TICK_S if self._inflight else config.DECIDER_IDLE_S
+        overdue = self._overdue_s()
+        return min(longest, max(-overdue, config.DECIDER_TICK_S)) if overdue < 0 else longest
+
+    def _overdue_s(self) -> float:
+        """How long the next timer is due already; negative while it is not, 0 without one."""
+        at = self._fold.decider.next_due(self._fold.state)
+        return 0.0 if at is None else (self._log_now() - at) / 1000
+
+    def _log_now(self) -> int:
+        """The log's time now, as far as it can be known here: never behind what was read."""
+        return max(_monotonic_ms() + self._clock_ahead, now_ms())
+
+
+class MessageCache:
+    """Messages by position: those just read from memory, older ones from the log."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._kept: OrderedDict[int, Message] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, position: int, message: Message) -> None:
+        self._kept[position] = message
+        self._bytes += len(message.encode())
+        while (
+            len(self._kept) > config.PAYLOAD_CACHE_MESSAGES_MAX
+            or self._bytes > config.PAYLOAD_CACHE_BYTES_MAX
+        ):
+            _, forgotten = self._kept.popitem(last=False)
+            self._bytes -= len(forgotten.encode())
+
+    async def get(self, position: int) -> Message:
+        """The message at a position; Unavailable when the log does not give it."""
+        known = self._kept.get(position)
+        if known is not None:
+            return known
+        record = await self._log.get(position)
+        if record is None:
+            raise Unavailable(f"the log has no message at {position}")
+        message = parse(record.data, record.subject)
+        self.keep(position, message)
+        return message
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _monotonic_ms() -> int:
+    return int(_now() * 1000)
+
+
+async def nothing_beside(_log: Log, _state: Any) -> None:
+    """For a decider whose state nothing else has to follow."""

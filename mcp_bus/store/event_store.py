@@ -1,0 +1,254 @@
+"""The event store: every message of the log in PostgreSQL, for ever, by position.
+
+One writer, the recorder, adds messages in the order of the log; everybody else reads. The
+messages and the recorder's checkpoint change in one transaction, and only from the position that
+the writer expects: a recorder that was deposed without noticing cannot add anything. Nothing is
+ever changed or removed here, and the service role could not do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, TypeAlias
+
+import asyncpg
+
+from mcp_bus.config import (
+    STORE_CONNECT_S,
+    STORE_IDLE_IN_TRANSACTION_S,
+    STORE_KEEPALIVE_S,
+    STORE_POOL_MAX,
+    STORE_STATEMENT_S,
+)
+from mcp_bus.errors import Unavailable
+
+Connection: TypeAlias = asyncpg.Connection
+Pool: TypeAlias = asyncpg.Pool
+
+RECORDED = "mcp_bus_recorded"  # NOTIFY channels; the payload is a position
+PROJECTED = "mcp_bus_projected"
+RECORDER = "recorder"  # checkpoints
+READ = "read"
+
+# What a database (or the log, to those who follow it) says while it is away: worth another try
+# with a new connection. Everything else that it says is a mistake of ours.
+DOWN: tuple[type[Exception], ...] = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+    Unavailable,
+)
+
+
+class StoredMessage(NamedTuple):
+    """A message as the event store holds it; `raw` are its bytes."""
+
+    position: int
+    time_us: int
+    kind: str
+    source: str
+    target: str
+    correlation_id: str
+    message_id: str | None
+    causation_id: str | None
+    raw: bytes
+
+
+class NewMessage(NamedTuple):
+    """A row of store.messages, in the order of its columns."""
+
+    position: int
+    time_us: int
+    kind: str
+    source: str
+    target: str
+    correlation_id: str
+    message_id: str | None
+    causation_id: str | None
+    sent_at: float
+    raw: bytes
+    payload: str | None  # JSON text
+
+
+class Quarantined(NamedTuple):
+    """A row of store.quarantine, in the order of its columns."""
+
+    position: int
+    time_us: int
+    subject: str
+    code: str
+    reason: str
+    raw: bytes
+
+
+async def connect(url: str) -> Pool:
+    """A bounded pool, which opens a connection only when one is needed.
+
+    So a service may start before its database, and finds out when it asks.
+    """
+    keepalive = str(int(STORE_KEEPALIVE_S))
+    return await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=STORE_POOL_MAX,
+        timeout=STORE_CONNECT_S,
+        command_timeout=STORE_STATEMENT_S + STORE_CONNECT_S,
+        server_settings={
+            "application_name": "mcp-bus",
+            "statement_timeout": f"{STORE_STATEMENT_S:g}s",
+            # a paused or vanished process must not keep locks for hours
+            "idle_in_transaction_session_timeout": f"{STORE_IDLE_IN_TRANSACTION_S:g}s",
+            "tcp_keepalives_idle": keepalive,
+            "tcp_keepalives_interval": keepalive,
+            "tcp_keepalives_count": "3",
+        },
+    )
+
+
+async def close(pool: asyncpg.Pool) -> None:
+    """Close a pool; a connection that nobody gives back is cut off after STORE_CONNECT_S."""
+    try:
+        async with asyncio.timeout(STORE_CONNECT_S):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
+
+
+async def append(
+    connection: Connection,
+    messages: Sequence[NewMessage],
+    quarantined: Sequence[Quarantined] = (),
+) -> None:
+    """Add rows; inside the caller's transaction, which also moves the checkpoint."""
+    if messages:
+        await connection.copy_records_to_table(
+            "messages", schema_name="store", records=messages, columns=NewMessage._fields
+        )
+    if quarantined:
+        await connection.copy_records_to_table(
+            "quarantine", schema_name="store", records=quarantined, columns=Quarantined._fields
+        )
+
+
+async def known_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that a stored message has."""
+    rows = await connection.fetch(_SQL["known_ids"], ids)
+    return {row[0] for row in rows}
+
+
+async def read(
+    connection: Connection, after: int, until: int, limit: int, bytes_max: int
+) -> tuple[list[StoredMessage], int]:
+    """Messages after a position up to another, in order, and how far they reach: to `until`, or
+    to the last of a batch that was cut, at `limit` messages or before `bytes_max`.
+
+    A position without a message is one in quarantine.
+    """
+    rows = await connection.fetch(_SQL["read"], after, until, limit, bytes_max)
+    cut = bool(rows) and (len(rows) == limit or rows[0]["found"] > len(rows))
+    return _stored(rows), rows[-1]["position"] if cut else until
+
+
+async def read_conversation(
+    connection: Connection | Pool,
+    correlation_id: str,
+    after: int,
+    limit: int,
+    bytes_max: int,
+) -> tuple[list[StoredMessage], bool]:
+    """A page of a conversation, bounded as `read`, and whether there is more."""
+    rows = await connection.fetch(
+        _SQL["read_conversation"], correlation_id, after, limit, bytes_max
+    )
+    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+
+
+async def read_by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredMessage]:
+    """The messages with these ids."""
+    return _stored(await connection.fetch(_SQL["by_ids"], ids))
+
+
+async def read_by_positions(
+    connection: Connection, positions: Sequence[int]
+) -> list[StoredMessage]:
+    """The messages at these positions."""
+    return _stored(await connection.fetch(_SQL["by_positions"], positions))
+
+
+async def read_last_requests(
+    connection: Connection, source: str, before: Sequence[tuple[str, int]]
+) -> dict[int, StoredMessage]:
+    """The last request of `source` in each conversation before a position, by that position."""
+    conversations, positions = zip(*before, strict=True)
+    rows = await connection.fetch(_SQL["last_requests"], source, conversations, positions)
+    return {row["before"]: StoredMessage._make(row[:9]) for row in rows}
+
+
+async def checkpoint(connection: Connection | Pool, name: str) -> int:
+    """Where a reader stands; 0 before its first checkpoint."""
+    found = await connection.fetchval("SELECT position FROM bus.checkpoints WHERE name = $1", name)
+    return found or 0
+
+
+async def advance(
+    connection: Connection, name: str, expected: int, position: int, channel: str
+) -> None:
+    """Move a checkpoint and tell `channel`, both with the caller's transaction.
+
+    Raises Unavailable if the checkpoint is not where the caller left it: then another process
+    does this work, and the transaction must not be committed.
+    """
+    moved = await connection.fetch(_SQL["advance"], name, expected, position, channel)
+    if not moved:
+        raise Unavailable(
+            f"the checkpoint of {name} is not at {expected}: another {name} is at work",
+            code="store_unavailable",
+        )
+
+
+async def open_checkpoint(connection: Connection, name: str) -> int:
+    """Where a reader stands, after making its checkpoint if it has none."""
+    await connection.execute(
+        "INSERT INTO bus.checkpoints VALUES ($1, 0) ON CONFLICT DO NOTHING", name
+    )
+    return await checkpoint(connection, name)
+
+
+async def identify(connection: Connection, identity: str) -> str:
+    """The identity of the log that this store records: the first one it was told."""
+    await connection.execute(
+        "INSERT INTO bus.log (identity) VALUES ($1) ON CONFLICT DO NOTHING", identity
+    )
+    return str(await connection.fetchval("SELECT identity FROM bus.log"))
+
+
+async def lock(connection: Connection, name: str) -> bool:
+    """Become the only `name` for as long as this connection lives; False if there is one."""
+    return bool(
+        await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", name)
+    )
+
+
+def _stored(rows: Iterable[Any]) -> list[StoredMessage]:
+    return [StoredMessage._make(row[:9]) for row in rows]
+
+
+def _statements() -> dict[str, str]:
+    folder = resources.files("mcp_bus.store") / "sql" / "statements"
+    return {
+        file.name.removesuffix(".sql"): file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    }
+
+
+_SQL = _statements()

@@ -1,0 +1,99 @@
+"""Subjects: built and parsed here and nowhere else.
+
+    mcp.request.<source>.<target>
+    mcp.event.<source>.<target>
+    mcp.response.<source>.<target>.<instance>      instance: the asking process, `_` when unknown
+
+What the log stored it republishes under `out.` instead of `mcp.`: only durable messages are
+there, so live listeners subscribe to `out.` and never to `mcp.`. Tokens are ids, checked here
+because NATS accepts a literal `*` or `>` inside a published subject.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mcp_bus.errors import MessageError
+
+Kind = Literal["request", "response", "event"]
+KINDS: tuple[Kind, ...] = ("request", "response", "event")
+
+STREAM = "MCP"
+STREAM_SUBJECTS = ("mcp.request.*.*", "mcp.response.*.*.*", "mcp.event.*.*")
+NO_INSTANCE = "_"
+
+REGISTRY = "registry"
+WORKFLOWS = "workflows"
+CLOCK = "_clock"
+GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
+DECIDERS = (REGISTRY, WORKFLOWS)
+EPOCH = "_epoch"
+
+ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
+_RESERVED = frozenset({REGISTRY, WORKFLOWS, GATEWAY, "bus", "discover", "register", "validate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A parsed subject; `instance` is None unless the kind is response."""
+
+    kind: Kind
+    source: str
+    target: str
+    instance: str | None = None
+
+    def __str__(self) -> str:
+        base = f"mcp.{self.kind}.{self.source}.{self.target}"
+        return base if self.instance is None else f"{base}.{self.instance}"
+
+
+def is_id(text: object) -> bool:
+    """Whether `text` is an id: 1 to 64 ASCII letters, digits, `_` and `-`."""
+    return isinstance(text, str) and ID.match(text) is not None
+
+
+def is_reserved(name: str) -> bool:
+    """Whether an id belongs to the bus, so that no agent may carry it."""
+    return name in _RESERVED or name.startswith(("gateway-", "_"))
+
+
+def parse(subject: str) -> Subject:
+    """The parts of an `mcp.` subject; MessageError `bad_id` for anything else."""
+    tokens = subject.split(".")
+    expected = 5 if len(tokens) > 1 and tokens[1] == "response" else 4
+    if tokens[0] != "mcp" or len(tokens) != expected or tokens[1] not in KINDS:
+        raise MessageError(f"{subject!r} is not a subject of the log", code="bad_id", pointer="")
+    for token in tokens[2:]:
+        if not is_id(token):
+            raise MessageError(
+                f"{token!r} in subject {subject!r} is not an id", code="bad_id", pointer=""
+            )
+    instance = tokens[4] if expected == 5 else None
+    return Subject(tokens[1], tokens[2], tokens[3], instance)
+
+
+def stored(subject: str) -> str:
+    """The republished twin of an `mcp.` subject or filter: what to listen to."""
+    return "out." + subject.removeprefix("mcp.")
+
+
+def requests_to(agent: str) -> str:
+    """Filter of every request to `agent`: its work queue."""
+    return f"mcp.request.*.{agent}"
+
+
+def answers_to(asker: str, instance: str) -> str:
+    """Where the stored answers to one asking process are heard live."""
+    return f"out.response.*.{asker}.{instance}"
+
+
+def epoch_of(decider: str) -> str:
+    """Where a decider's lead is written down: the subject that fences its outputs."""
+    return f"mcp.event.{decider}.{EPOCH}"
+
+
+def heartbeat_of(agent: str) -> str:
+    """Core NATS subject of an agent's heartbeats; never stored."""
+    return f"hb.{agent}"

@@ -1,0 +1,1 @@
+"""Read models: tables that are a pure fold of the event store, and how they are rebuilt."""

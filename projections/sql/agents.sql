@@ -1,0 +1,32 @@
+-- Who is known and what they can do, from the registry's facts.
+-- `position` is everywhere the last position that changed a row.
+
+CREATE TABLE agents (
+    id            text PRIMARY KEY,
+    type          text NOT NULL,
+    status        text NOT NULL,            -- active, inactive
+    owner         text NOT NULL,
+    version       bigint NOT NULL,          -- of the last fact
+    capabilities  json NOT NULL,            -- as they were registered
+    registered_us bigint NOT NULL,          -- log time, Unix µs
+    changed_us    bigint NOT NULL,
+    position      bigint NOT NULL
+);
+
+-- Each capability that any agent ever had, and how many have it now.
+CREATE TABLE capabilities (
+    name     text PRIMARY KEY,
+    agents   bigint NOT NULL,
+    position bigint NOT NULL
+);
+
+CREATE TABLE agent_capabilities (
+    agent_id   text NOT NULL,
+    ordinal    integer NOT NULL,            -- place in the agent's list
+    capability text NOT NULL,
+    actions    json NOT NULL,               -- list of ids
+    parameters json NOT NULL,
+    position   bigint NOT NULL,
+    PRIMARY KEY (agent_id, ordinal)
+);
+CREATE INDEX ON agent_capabilities (capability, agent_id);

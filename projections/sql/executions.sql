@@ -1,0 +1,44 @@
+-- Executions and their steps, from the engine's conversation with the agents.
+
+CREATE TABLE executions (
+    id          text PRIMARY KEY,           -- also the correlation id of all its messages
+    workflow_id text NOT NULL,
+    version     text NOT NULL,
+    status      text NOT NULL,              -- running, completed, failed
+    inputs      json,
+    output_step text,                       -- the last step that completed: its outputs are ours
+    error       json,                       -- {code, message, retryable, details}
+    started_us  bigint NOT NULL,            -- log time of the command, Unix µs
+    ended_us    bigint,
+    position    bigint NOT NULL             -- also moved by each of its steps
+);
+CREATE INDEX ON executions (started_us, workflow_id, status);
+
+-- Which executions a workflow had, in the order of their commands.
+CREATE TABLE workflow_executions (
+    workflow_id      text NOT NULL,
+    started_position bigint NOT NULL,
+    execution_id     text NOT NULL,
+    position         bigint NOT NULL,
+    PRIMARY KEY (workflow_id, started_position)
+);
+
+-- Steps that were asked for, skipped or failed; those still pending stand in workflow_steps.
+CREATE TABLE execution_steps (
+    execution_id      text NOT NULL,
+    step_id           text NOT NULL,
+    agent_id          text,
+    action            text,
+    status            text NOT NULL,        -- running, completed, skipped, failed
+    attempt           integer NOT NULL,
+    inputs            json,
+    outputs           json,
+    error             json,
+    request_id        text,
+    request_position  bigint,
+    response_position bigint,
+    started_us        bigint,
+    ended_us          bigint,
+    position          bigint NOT NULL,
+    PRIMARY KEY (execution_id, step_id)
+);

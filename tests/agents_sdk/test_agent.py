@@ -1,0 +1,406 @@
+"""An agent on the real log with the real registry: answers, errors, life and death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents_sdk import Action, ActionError, Agent, Bus, BusError, connect
+from agents_sdk.serving import answer_id
+from mcp_bus import log
+from mcp_bus.messages import Message, dumps, now_ms, parse
+from tests.conftest import Nats
+
+GREETER = """
+import asyncio, sys
+from agents_sdk import Agent
+agent = Agent("greeter", url=sys.argv[1])
+
+@agent.action
+async def wait_for(event: str) -> str:
+    async with agent.bus.subscribe(target=event) as happened:
+        await agent.bus.publish("started", {"event": "Started"})
+        await anext(happened)
+    return "done"
+
+@agent.action
+async def greet(name: str) -> str:
+    return f"Hello, {name}"
+
+agent.run()
+"""
+
+
+def greeter(url: str) -> Agent:
+    """An agent with one action of each kind."""
+    agent = Agent("greeter", type="demo", capability="talk", url=url)
+
+    @agent.action
+    def greet(name: str, times: int = 1) -> str:
+        """Say hello."""
+        return ", ".join([f"Hello {name}"] * times)
+
+    @agent.action(capability="errors")
+    async def fail(how: str) -> Any:
+        match how:
+            case "own":
+                raise ActionError("out_of_stock", "none left", retryable=True, details={"n": 0})
+            case "bug":
+                raise KeyError("secret detail")
+            case "large":
+                return "x" * 300_000
+            case "number":
+                return {"n": 2**60}
+            case "object":
+                return object()
+            case "cancelled":
+                raise asyncio.CancelledError
+            case "timeout":
+                raise TimeoutError("its own")
+
+    return agent
+
+
+@contextlib.asynccontextmanager
+async def answering(bus: Nats) -> AsyncIterator[Bus]:
+    """Somebody to ask the greeter with."""
+    async with greeter(bus.agents), connect(bus.agents) as client:
+        yield client
+
+
+def test_an_agent_describes_its_actions_by_capability() -> None:
+    """The shape that the registry takes, in the order of writing."""
+    described = greeter("nats://unused").describe()
+    assert {key: described[key] for key in ("id", "type")} == {"id": "greeter", "type": "demo"}
+    assert [(c["name"], c["actions"]) for c in described["capabilities"]] == [
+        ("talk", ["greet"]),
+        ("errors", ["fail"]),
+    ]
+    greet = described["capabilities"][0]["parameters"]["greet"]
+    assert greet["description"] == "Say hello."
+    assert greet["inputs"]["required"] == ["name"]
+
+
+@pytest.mark.parametrize(
+    "name", ["registry", "_me", "gateway", "gateway-1", "a.b", "", "x" * 65, "bus\n"]
+)
+def test_an_agent_needs_an_id_that_is_free(name: str) -> None:
+    """Reserved ids and what is no id are refused when the agent is written."""
+    with pytest.raises(BusError):
+        Agent(name)
+
+
+def test_two_actions_of_one_name_are_refused() -> None:
+    """The second one does not silently win."""
+    agent = greeter("nats://unused")
+    with pytest.raises(BusError, match="two actions"):
+        agent.action(name="greet")(lambda: None)
+
+
+async def test_an_agent_answers(bus: Nats) -> None:
+    """Outputs of an action, with its defaults."""
+    async with answering(bus) as client:
+        assert await client.request("greeter", "greet", {"name": "Ann"}) == {"result": "Hello Ann"}
+
+
+@pytest.mark.parametrize(
+    ("action", "inputs", "code"),
+    [
+        ("nothing", {}, "unknown_action"),
+        ("greet", {"name": 3}, "bad_inputs"),
+        ("fail", {"how": "own"}, "out_of_stock"),
+        ("fail", {"how": "bug"}, "action_failed"),
+        ("fail", {"how": "large"}, "too_large"),
+        ("fail", {"how": "number"}, "bad_number"),
+        ("fail", {"how": "object"}, "action_failed"),
+        ("fail", {"how": "cancelled"}, "action_failed"),
+        ("fail", {"how": "timeout"}, "action_failed"),
+    ],
+)
+async def test_an_agent_answers_with_an_error_and_lives_on(
+    bus: Nats, action: str, inputs: dict[str, Any], code: str
+) -> None:
+    """Whatever an action does, there is an answer, and the next request is answered too."""
+    async with answering(bus) as client:
+        with pytest.raises(BusError) as answered:
+            await client.request("greeter", action, inputs)
+        assert answered.value.code == code
+        assert "Traceback" not in str(answered.value.as_json())
+        assert await client.request("greeter", "greet", {"name": "Ann"})
+
+
+async def test_an_error_of_the_action_arrives_whole(bus: Nats) -> None:
+    """Code, message, whether to retry, and details."""
+    async with answering(bus) as client:
+        with pytest.raises(BusError) as answered:
+            await client.request("greeter", "fail", {"how": "own"})
+    assert answered.value.as_json() == {
+        "code": "out_of_stock",
+        "message": "none left",
+        "retryable": True,
+        "details": {"n": 0},
+    }
+
+
+async def test_bad_inputs_are_pointed_at(bus: Nats) -> None:
+    """In the message that was sent."""
+    async with answering(bus) as client:
+        with pytest.raises(BusError) as answered:
+            await client.request("greeter", "greet", {"name": "Ann", "times": "2"})
+    assert answered.value.findings[0].pointer == "/context/payload/inputs/times"
+
+
+async def test_nobody_of_that_name_is_told_by_the_registry(bus: Nats) -> None:
+    """Without waiting for a time-out."""
+    async with connect(bus.agents) as client:
+        with pytest.raises(BusError) as answered:
+            await client.request("nobody", "act", timeout=20)
+    assert answered.value.code == "unknown_agent"
+
+
+async def test_a_request_whose_deadline_has_passed_is_not_run(bus: Nats) -> None:
+    """It is answered with `answer_timeout`."""
+    ran = threading.Event()
+    agent = Agent("late", url=bus.agents)
+    agent.action(name="act")(ran.set)
+    async with agent, connect(bus.agents) as client:
+        answers = client.subscribe(source="late", kind="response")
+        async with answers:
+            payload = {"action": "act", "inputs": {}}
+            late = Message.build("request", client.id, "late", payload, deadline=now_ms() - 1)
+            await client.log.publish(late)
+            answer = await anext(answers)
+    assert answer.payload["error"]["code"] == "answer_timeout"
+    assert not ran.is_set()
+
+
+async def test_a_message_as_in_the_specification_is_answered(bus: Nats) -> None:
+    """Without any of our metadata: the answer says so in kind."""
+    request = {
+        "source": "plain",
+        "target": "greeter",
+        "context": {
+            "type": "request",
+            "payload": {"action": "greet", "inputs": {"name": "Ann"}},
+            "metadata": {"timestamp": 1.5, "correlationId": "c", "capabilities": []},
+        },
+    }
+    async with answering(bus) as client, client.subscribe(kind="response") as answers:
+        await client.log.publish(parse(dumps(request)))
+        answer = await anext(answers)
+    assert answer.payload == {"outputs": {"result": "Hello Ann"}}
+    assert (answer.metadata.correlation_id, answer.metadata.causation_id) == ("c", None)
+    assert answer.subject == "mcp.response.greeter.plain._"
+
+
+async def test_a_malformed_request_does_not_stop_the_next_one(bus: Nats) -> None:
+    """It is acknowledged, and the recorder keeps it in quarantine."""
+    async with answering(bus) as client:
+        wrong = Message.build("request", client.id, "other", {})
+        await client.log.client.publish("mcp.request.client.greeter", wrong.encode())
+        await client.log.client.publish("mcp.request.client.greeter", b"{")
+        assert await client.request("greeter", "greet", {"name": "Ann"})
+
+
+async def test_what_an_action_sends_belongs_to_its_conversation(bus: Nats) -> None:
+    """Its requests and events carry the correlation, the cause and the trace of its request."""
+    agent = Agent("asker", url=bus.agents)
+
+    @agent.action
+    async def pass_on(name: str) -> dict[str, Any]:
+        await agent.bus.publish("topic", {"event": "Asked"})
+        return await agent.bus.request("greeter", "greet", {"name": name})
+
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with (
+        greeter(bus.agents),
+        agent,
+        connect(bus.agents, id="user") as user,
+        user.subscribe(source="asker") as events,
+        user.subscribe(source="asker", target="greeter", kind="request") as requests,
+        user.subscribe(source="asker", target="user", kind="response") as answers,
+    ):
+        payload = {"action": "pass_on", "inputs": {"name": "Ann"}}
+        first = Message.build(
+            "request", "user", "asker", payload, correlation_id="one", traceparent=trace
+        )
+        await user.log.publish(first)
+        assert (await anext(answers)).payload == {"outputs": {"result": "Hello Ann"}}
+        for sent in (await anext(events), await anext(requests)):
+            assert sent.metadata.correlation_id == "one"
+            assert sent.metadata.causation_id == first.metadata.message_id
+            assert sent.metadata.traceparent == trace
+
+
+async def test_the_same_request_has_one_answer_in_the_log(bus: Nats) -> None:
+    """Published again under its id, by whatever process, it is the one that is there."""
+    async with answering(bus) as client, client.subscribe(kind="response") as answers:
+        await client.request("greeter", "greet", {"name": "Ann"})
+        answer = await anext(answers)
+        again = await client.log.publish(answer)
+    assert again.duplicate
+
+
+def test_the_id_of_an_answer_follows_from_its_request_alone() -> None:
+    """One who copies another's messageId gets another id, and cannot block that answer."""
+    mine = Message.build("request", "a", "agent", {}, message_id="m")
+    copied = Message.build("request", "b", "agent", {}, message_id="m")
+
+    def id_of(message: Message, position: int) -> str:
+        record = log.Record(position, 0, message.subject, message.encode(), {})
+        return answer_id(message, record)
+
+    assert id_of(mine, 1) == id_of(mine, 2)
+    assert id_of(mine, 1) != id_of(copied, 1)
+
+
+async def test_processes_of_one_id_share_its_work(bus: Nats) -> None:
+    """Two that each wait for the other: only both together can answer."""
+    meeting = asyncio.Barrier(2)
+
+    async def meet() -> None:
+        await meeting.wait()
+
+    agents = [Agent("pair", url=bus.agents) for _ in range(2)]
+    for agent in agents:
+        agent.action(meet)
+    async with agents[0], agents[1], connect(bus.agents) as client:
+        await asyncio.gather(*(client.request("pair", "meet") for _ in range(2)))
+
+
+async def test_an_action_may_be_given_with_its_schemas(bus: Nats) -> None:
+    """For adapters: raw inputs in, outputs out."""
+
+    async def run(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"got": inputs}
+
+    agent = Agent("raw", url=bus.agents)
+    agent.add(Action("act", run, inputs={"type": "object", "x-own": 1}))
+    assert agent.describe()["capabilities"][0]["parameters"]["act"]["inputs"]["x-own"] == 1
+    async with agent, connect(bus.agents) as client:
+        assert await client.request("raw", "act", {"a": [1]}) == {"got": {"a": [1]}}
+
+
+async def test_an_agent_tells_that_it_lives(bus: Nats) -> None:
+    """Heartbeats on hb.<id>, the last one while it drains."""
+    beats: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    services = await log.connect(bus.services, name="test")
+    try:
+        await services.listen("hb.greeter", lambda r: beats.put_nowait(json.loads(r.data)))
+        async with greeter(bus.agents) as agent:
+            up = await beats.get()
+            assert up == {"instance": agent.bus.instance, "inFlight": 0, "status": "up"}
+        assert (await beats.get())["status"] == "draining"
+    finally:
+        await services.close()
+
+
+async def test_a_refusal_ends_the_agent(bus: Nats) -> None:
+    """It does not look alive, and does not try for ever."""
+    agent = Agent("greeter", type="t" * 300, url=bus.agents)
+    with pytest.raises(BusError) as refused:
+        async with agent:
+            pass
+    assert not refused.value.retryable
+
+
+@contextlib.asynccontextmanager
+async def program(bus: Nats, tmp_path: Path, **extra: str) -> AsyncIterator[Any]:
+    """The greeter as a process of its own."""
+    path = tmp_path / "greeter.py"
+    path.write_text(GREETER)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(path), bus.agents), env=environment | extra, stderr=-1
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_sigterm_finishes_what_runs(bus: Nats, tmp_path: Path) -> None:
+    """The answer to a request in hand is stored before the process ends, with exit code 0."""
+    async with (
+        connect(bus.agents) as client,
+        client.subscribe(target="started") as started,
+        program(bus, tmp_path) as process,
+    ):
+        async with client.subscribe("registry", "greeter", "response") as registered:
+            await anext(registered)
+        asking = asyncio.create_task(client.request("greeter", "wait_for", {"event": "go"}))
+        await anext(started)
+        process.send_signal(signal.SIGTERM)
+        line = ""
+        while "drains" not in line:
+            line = (await process.stderr.readline()).decode()
+        await client.publish("go", {"event": "Go"})
+        assert await asking == {"result": "done"}
+        assert await process.wait() == 0
+
+
+async def test_a_killed_process_leaves_its_request_to_the_next(bus: Nats, tmp_path: Path) -> None:
+    """Killed with the request in hand: another process of the id answers it, once."""
+    async with connect(bus.agents) as client:
+        async with program(bus, tmp_path, MCP_BUS_FAULT_AT="agent.taken") as process:
+            async with client.subscribe("registry", "greeter", "response") as registered:
+                await anext(registered)
+            asking = asyncio.create_task(client.request("greeter", "greet", {"name": "Ann"}))
+            assert await process.wait() == -signal.SIGKILL
+        async with program(bus, tmp_path):
+            assert await asking == {"result": "Hello, Ann"}
+
+
+async def test_a_process_killed_before_its_acknowledgement_answers_once(
+    bus: Nats, tmp_path: Path
+) -> None:
+    """The request is run again by the next process, and its answer is the one that is there."""
+    async with connect(bus.agents) as client:
+        async with program(bus, tmp_path, MCP_BUS_FAULT_AT="agent.answered") as process:
+            async with client.subscribe("registry", "greeter", "response") as registered:
+                await anext(registered)
+            assert await client.request("greeter", "greet", {"name": "Ann"})
+            assert await process.wait() == -signal.SIGKILL
+        services = await log.connect(bus.services, name="test")
+        async with program(bus, tmp_path):
+            await client.request("greeter", "greet", {"name": "Bob"}, timeout=40)
+            last = (await services.info()).last
+            answers = [
+                record.subject
+                for position in range(1, last + 1)
+                if (record := await services.get(position)) is not None
+                and record.subject.startswith("mcp.response.greeter.")
+            ]
+        await services.close()
+        assert len(answers) == 2
+
+
+async def test_an_agent_that_finds_no_bus_says_so(tmp_path: Path) -> None:
+    """One sentence and exit code 1."""
+    path = tmp_path / "agent.py"
+    path.write_text('from agents_sdk import Agent\nAgent("a").run()\n')
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "MCP_BUS_DATA_DIR": str(tmp_path),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(path)), env=environment, stderr=-1
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    assert said.decode().startswith("a: no bus found")
+    assert "Traceback" not in said.decode()

@@ -1,0 +1,132 @@
+"""The client: finding the bus, asking, telling, listening."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from agents_sdk import BusError, connect
+from agents_sdk.client import find
+from mcp_bus.embedded import ports
+from tests.conftest import Nats
+
+
+@pytest.fixture(autouse=True)
+def no_bus_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever runs on this machine, a test finds what it made itself."""
+    for name in ("MCP_BUS_NATS", "MCP_BUS_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MCP_BUS_DATA_DIR", str(tmp_path))
+
+
+def test_arguments_win_over_the_environment_over_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each place is looked at in turn."""
+    (tmp_path / "bus.json").write_text(json.dumps({"nats": "nats://folder"}))
+    assert find(None, None, None) == ("nats://folder", None)
+    monkeypatch.setenv("MCP_BUS_NATS", "nats://environment")
+    monkeypatch.setenv("MCP_BUS_TOKEN", "t1")
+    assert find(None, None, None) == ("nats://environment", "t1")
+    assert find(None, None, tmp_path) == ("nats://folder", "t1")
+    assert find("nats://argument", "t2", None) == ("nats://argument", "t2")
+
+
+def test_a_url_with_a_password_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token of the REST API must not replace it."""
+    monkeypatch.setenv("MCP_BUS_TOKEN", "for the gateway")
+    assert find("nats://a:b@host", None, None) == ("nats://a:b@host", None)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"nats": null}'])
+def test_no_bus_anywhere_names_all_three_places(tmp_path: Path, content: str | None) -> None:
+    """Argument, variable, and the file that was looked for."""
+    if content is not None:
+        (tmp_path / "bus.json").write_text(content)
+    with pytest.raises(BusError) as missing:
+        find(None, None, None)
+    for word in ("url=", "MCP_BUS_NATS", str(tmp_path / "bus.json")):
+        assert word in missing.value.detail
+
+
+async def test_a_bus_that_is_not_there_is_a_clear_error() -> None:
+    """Without its password, and within LOG_CONNECT_S."""
+    port = ports.choose("127.0.0.1", 0, "port")
+    with pytest.raises(BusError, match="no ") as missing:
+        async with connect(f"nats://agents:secret@127.0.0.1:{port}"):
+            pass
+    assert missing.value.code == "log_unavailable"
+    assert "secret" not in missing.value.detail
+
+
+async def test_an_id_that_is_none_is_refused(nats: Nats) -> None:
+    """Before anything is sent."""
+    with pytest.raises(BusError, match="is not an id"):
+        async with connect(nats.agents, id="a.b"):
+            pass
+
+
+async def test_an_event_is_heard_once_it_is_stored(nats: Nats) -> None:
+    """By whoever listens to its source, its target, or to all; with its position told."""
+    async with (
+        connect(nats.agents, id="teller") as teller,
+        connect(nats.agents) as listener,
+        listener.subscribe(source="teller") as by_source,
+        listener.subscribe(target="topic") as by_target,
+        listener.subscribe(target="other") as others,
+    ):
+        assert await teller.publish("topic", {"event": "Happened", "n": 1}) == 1
+        assert await teller.publish("other", {"event": "Happened", "n": 2}) == 2
+        assert (await anext(by_source)).payload["n"] == 1
+        assert (await anext(by_source)).payload["n"] == 2
+        assert (await anext(by_target)).payload["n"] == 1
+        assert (await anext(others)).payload["n"] == 2
+
+
+async def test_a_subscription_ends_with_its_bus(nats: Nats) -> None:
+    """Who still waits is told."""
+    async with connect(nats.agents) as bus:
+        messages = bus.subscribe()
+        await messages.__aenter__()
+        waiting = asyncio.ensure_future(anext(messages, None))
+    assert await waiting is None
+
+
+@pytest.mark.parametrize(("source", "kind"), [("a.*", "event"), (">", "event"), ("*", "all")])
+async def test_a_filter_is_made_of_ids_and_stars(nats: Nats, source: str, kind: str) -> None:
+    """Nothing of NATS shines through."""
+    async with connect(nats.agents) as bus:
+        with pytest.raises(BusError):
+            bus.subscribe(source=source, kind=kind)  # type: ignore[arg-type]
+
+
+async def test_nobody_answers_is_told_in_time(nats: Nats) -> None:
+    """`answer_timeout`, retryable, with the position of the question."""
+    async with connect(nats.agents) as bus:
+        with pytest.raises(BusError) as silent:
+            await bus.request("nobody", "act", timeout=0.2)
+    assert (silent.value.code, silent.value.retryable) == ("answer_timeout", True)
+    assert silent.value.details == {"position": 1}
+
+
+async def test_what_every_reader_would_refuse_is_not_published(nats: Nats) -> None:
+    """Too large, too deep, too big a number: the sender is told, the log stays clean."""
+    deep: list[object] = []
+    for _ in range(40):
+        deep = [deep]
+    async with connect(nats.agents) as bus:
+        for payload, code in (
+            ({"x": "a" * 300_000}, "too_large"),
+            ({"x": deep}, "too_deep"),
+            ({"x": 2**60}, "bad_number"),
+            ({"x": float("nan")}, "bad_number"),
+            ({"x": "\ud800"}, "bad_text"),
+            ({"x": object()}, "wrong_type"),
+        ):
+            with pytest.raises(BusError) as refused:
+                await bus.publish("topic", payload)
+            assert refused.value.code == code
+        assert await bus.publish("topic", {"event": "First"}) == 1

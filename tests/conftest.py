@@ -1,0 +1,140 @@
+"""Real engines for tests: one nats-server and one PostgreSQL per test process.
+
+    postgres      a fresh, migrated database: its URLs
+    nats          a fresh stream on the shared server: its URLs
+    settings      Settings that name both
+
+Every test gets its own database and its own stream, so tests need no order and no cleaning up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from mcp_bus import config, log
+from mcp_bus.config import Settings
+from mcp_bus.embedded import credentials, nats_server, ports
+from mcp_bus.embedded import postgres as embedded_postgres
+from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
+from mcp_bus.embedded.children import Child
+from mcp_bus.embedded.credentials import Credentials
+from mcp_bus.embedded.folder import locked
+from mcp_bus.store import migrate
+from mcp_bus.subjects import STREAM
+
+SECRET = "a secret of thirty-two characters"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """URLs of one fresh database."""
+
+    service: str
+    reader: str
+    admin: str
+
+
+@dataclass(frozen=True)
+class Nats:
+    """URLs of one server with a fresh stream."""
+
+    services: str
+    agents: str
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Both servers of this test process, on ports of their own."""
+
+    nats_port: int
+    postgres_port: int
+    secrets: Credentials
+
+    def nats(self) -> Nats:
+        place = f"{LOOPBACK}:{self.nats_port}"
+        return Nats(
+            f"nats://bus:{self.secrets.bus}@{place}", f"nats://agents:{self.secrets.agents}@{place}"
+        )
+
+    def postgres(self, database: str) -> Postgres:
+        place = f"{LOOPBACK}:{self.postgres_port}/{database}"
+        return Postgres(
+            f"postgresql://{migrate.SERVICE}:{self.secrets.postgres_service}@{place}",
+            f"postgresql://{migrate.READER}:{self.secrets.postgres_reader}@{place}",
+            f"postgresql://{ADMIN}:{self.secrets.postgres_admin}@{place}",
+        )
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """Start both servers for all tests of this process."""
+    path = tmp_path_factory.mktemp("engines")
+    # a loop of its own: the children outlive the loops of single tests
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        running = _running(path)
+        yield runner.run(running.__aenter__())
+        runner.run(running.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def postgres(engines: Engines) -> AsyncIterator[Postgres]:
+    """A fresh database with every migration."""
+    database = f"test_{next(_numbers)}"
+    urls = engines.postgres(database)
+    await migrate.migrate(
+        urls.admin,
+        service_password=engines.secrets.postgres_service,
+        reader_password=engines.secrets.postgres_reader,
+    )
+    yield urls
+    admin = await asyncpg.connect(engines.postgres("postgres").admin)
+    await admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def nats(engines: Engines) -> Nats:
+    """A fresh stream: whatever an earlier test left is gone."""
+    urls = engines.nats()
+    connection = await log.connect(urls.services, name="test")
+    await connection.api(f"STREAM.DELETE.{STREAM}", allow=(10059,))  # stream not found
+    await connection.close()
+    await log.prepare(urls.services, config.load({}))
+    return urls
+
+
+@pytest.fixture
+def settings(nats: Nats, postgres: Postgres, tmp_path: Path) -> Settings:
+    """Settings of a bus on both engines, as a service gets them."""
+    return config.load(
+        {}, data_dir=tmp_path, nats=nats.services, postgres=postgres.service, secret=SECRET
+    )
+
+
+@contextlib.asynccontextmanager
+async def _running(path: Path) -> AsyncIterator[Engines]:
+    settings = config.load({}, data_dir=path, durability="interval")
+    secrets = credentials.load(path)
+    nats_port = ports.choose(LOOPBACK, 0, "port")
+    postgres_port = ports.choose(LOOPBACK, 0, "port")
+    async with locked(path) as folder:
+        children = await asyncio.gather(
+            nats_server.serve(settings, folder, nats_port, secrets),
+            embedded_postgres.serve(settings, folder, postgres_port),
+        )
+        yield Engines(nats_port, postgres_port, secrets)
+        await asyncio.gather(*(_stopped(child) for child in children))
+
+
+async def _stopped(child: Child) -> None:
+    child.ask_to_stop()
+    await child.wait()

@@ -1,0 +1,107 @@
+"""Agents over REST: register, change, discover; through the log and back from the read models."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .conftest import Rest
+
+GIT = {
+    "id": "git",
+    "type": "mcp",
+    "capabilities": [
+        {
+            "name": "history",
+            "actions": ["git_log", "git_show"],
+            "parameters": {"git_log": {"description": "Log.", "inputs": {}, "outputs": {}}},
+        }
+    ],
+}
+CLOCK = {
+    "id": "clock",
+    "type": "mcp",
+    "capabilities": [{"name": "time", "actions": ["now"], "parameters": {}}],
+    "status": "inactive",
+}
+
+
+async def ids(bus: Rest, query: str = "") -> list[str]:
+    said = await bus.call("GET", f"/agents/discover{query}")
+    assert said.status == 200
+    assert list(said.body) == ["agents", "next"]
+    assert said.body["next"] is None
+    return [agent["id"] for agent in said.body["agents"]]
+
+
+async def test_a_client_reads_what_it_registered(bus: Rest) -> None:
+    """201 the first time, 200 after; the answer is the Agent, and discover has it at once."""
+    first = await bus.call("POST", "/agents/register", GIT)
+    assert (first.status, first.body) == (201, {**GIT, "status": "active"})
+    assert "Bus-Read-Model" not in first.headers
+    found = await bus.call("GET", "/agents/discover")
+    assert found.body == {"agents": [first.body], "next": None}
+    again = await bus.call("POST", "/agents/register", GIT)
+    assert (again.status, again.body) == (200, first.body)
+    assert int(again.headers["Bus-Position"]) > int(first.headers["Bus-Position"])
+    changed = await bus.call("POST", "/agents/register", {**GIT, "type": "tool"})
+    assert (changed.status, changed.body["type"]) == (200, "tool")
+
+
+async def test_discover_filters_with_and(bus: Rest) -> None:
+    """Every filter must hold; active agents alone unless asked otherwise; ordered by id."""
+    for agent in (GIT, CLOCK, {**CLOCK, "id": "alarm", "status": "active"}):
+        await bus.call("POST", "/agents/register", agent)
+    assert await ids(bus) == ["alarm", "git"]
+    assert await ids(bus, "?status=any") == ["alarm", "clock", "git"]
+    assert await ids(bus, "?status=inactive") == ["clock"]
+    assert await ids(bus, "?capability=time") == ["alarm"]
+    assert await ids(bus, "?capability=time&status=any") == ["alarm", "clock"]
+    assert await ids(bus, "?action=git_log") == ["git"]
+    assert await ids(bus, "?action=git_log&capability=time") == []
+    assert await ids(bus, "?type=mcp&action=now") == ["alarm"]
+    assert await ids(bus, "?type=other") == []
+
+
+async def test_capabilities_are_replaced_whole(bus: Rest) -> None:
+    """PUT takes the object or the bare list, and what it does not name is gone."""
+    await bus.call("POST", "/agents/register", GIT)
+    new = [{"name": "files", "actions": ["read"], "parameters": {}, "note": "kept"}]
+    bare = await bus.call("PUT", "/agents/git/capabilities", new)
+    assert (bare.status, bare.body["capabilities"]) == (200, new)
+    assert await ids(bus, "?action=git_log") == []
+    named = await bus.call("PUT", "/agents/git/capabilities", {"capabilities": []})
+    assert (named.status, named.body["capabilities"]) == (200, [])
+    nobody = await bus.call("PUT", "/agents/nobody/capabilities", [])
+    assert (nobody.status, nobody.body["code"]) == (404, "unknown_agent")
+
+
+async def test_an_agent_may_only_speak_of_itself(bus: Rest) -> None:
+    """The owner is the agent's id; an admin may act for it, nobody else."""
+    own, other = bus.token("git", "agent"), bus.token("clock", "developer")
+    for token, status in ((other, 403), (own, 201), (other, 403), (None, 200)):
+        said = await bus.call("POST", "/agents/register", GIT, token=token)
+        assert said.status == status
+    said = await bus.call("PUT", "/agents/git/capabilities", [], token=other)
+    assert (said.status, said.body["code"]) == (403, "forbidden")
+    assert (await bus.call("PUT", "/agents/git/capabilities", [], token=own)).status == 200
+
+
+async def test_a_refusal_of_the_decider_points_into_the_body(bus: Rest) -> None:
+    """A reserved id is refused by the registry, with its code, a pointer and its position."""
+    said = await bus.call("POST", "/agents/register", {**GIT, "id": "registry"})
+    assert (said.status, said.codes) == (422, [("/id", "reserved_id")])
+    assert int(said.headers["Bus-Position"]) > 0
+    assert await ids(bus, "?status=any") == []
+
+
+async def test_many_at_once_each_get_their_own_answer(bus: Rest) -> None:
+    """Concurrent commands through one gateway never get each other's answers."""
+
+    async def register(number: int) -> Any:
+        return await bus.call("POST", "/agents/register", {**GIT, "id": f"agent-{number:03}"})
+
+    answers = await asyncio.gather(*(register(number) for number in range(60)))
+    assert [said.status for said in answers] == [201] * 60
+    assert [said.body["id"] for said in answers] == [f"agent-{n:03}" for n in range(60)]
+    assert await ids(bus) == [f"agent-{n:03}" for n in range(60)]

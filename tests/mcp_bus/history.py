@@ -1,0 +1,136 @@
+"""A history for tests of the pure core: a list of messages, and deciders that fold it.
+
+Nothing stands in for an engine here: deciders are pure functions of a list of messages, and this
+is that list. `settle()` lets the deciders say what they have to say, in order, until silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mcp_bus import subjects
+from mcp_bus.domain.agents import REGISTRY
+from mcp_bus.domain.decider import Decider, Fold, Logged
+from mcp_bus.domain.executions import WORKFLOWS
+from mcp_bus.messages import Message
+
+SECRET = b"a secret of the tests, long enough"
+ADMIN = {"subject": "root", "roles": ["admin"]}
+
+
+class History:
+    """Messages in order, one second of log time apart unless told otherwise."""
+
+    def __init__(self, *deciders: Decider[Any]) -> None:
+        self.log: list[Logged] = []
+        self.time = 1_000_000
+        self.folds: list[Fold[Any]] = [
+            Fold(decider, SECRET, "test") for decider in deciders or (REGISTRY, WORKFLOWS)
+        ]
+
+    def append(self, message: Message, after_ms: int = 1000) -> Logged:
+        """The log stores a message; every fold reads it."""
+        self.time += after_ms
+        logged = Logged(len(self.log) + 1, self.time, message)
+        self.log.append(logged)
+        for fold in self.folds:
+            self.read(fold, logged)
+        return logged
+
+    @staticmethod
+    def read(fold: Fold[Any], logged: Logged) -> None:
+        if fold.decider.reads(fold.state, subjects.parse(logged.message.subject)):
+            fold.apply(logged)
+        else:
+            fold.skip(logged.position, logged.time)
+
+    def decide(self, fold: Fold[Any], position: int) -> list[Message]:
+        """What a fold would publish for an input."""
+        logged = self.log[position - 1]
+        needed = {p: self.log[p - 1].message for p in fold.decider.needs(fold.state, logged)}
+        return fold.decide(logged, needed, self.time)
+
+    def settle(self) -> list[Message]:
+        """Publish what is decided until nobody has more to say; what was published."""
+        said: list[Message] = []
+        while any(fold.ready for fold in self.folds):
+            for fold in self.folds:
+                while fold.ready:
+                    position = fold.ready.popleft()
+                    if position not in fold.undecided:
+                        continue
+                    outputs = self.decide(fold, position)
+                    if not outputs:
+                        fold.drop(position)
+                    for output in outputs:
+                        said.append(self.append(output, 1).message)
+        return said
+
+    def say(self, message: Message) -> list[Message]:
+        """Store a message, and what follows from it."""
+        self.append(message)
+        return self.settle()
+
+    def command(self, target: str, action: str, inputs: Any, **more: Any) -> dict[str, Any]:
+        """A command of an admin through the gateway; the payload of its answer."""
+        command = Message.build(
+            "request",
+            more.pop("source", "gateway"),
+            target,
+            {"action": action, "inputs": inputs},
+            principal=more.pop("principal", ADMIN),
+            **more,
+        )
+        said = self.say(command)
+        answers = [
+            m
+            for m in said
+            if m.kind == "response" and m.metadata.causation_id == command.metadata.message_id
+        ]
+        assert len(answers) == 1, said
+        payload: dict[str, Any] = answers[0].payload
+        return payload
+
+    def facts(self, source: str | None = None) -> list[str]:
+        """The names of all facts so far."""
+        return [
+            m.payload["event"]
+            for m in (logged.message for logged in self.log)
+            if m.kind == "event" and (source is None or m.source == source)
+        ]
+
+    def requests(self) -> list[Message]:
+        """Every request that the engine sent to an agent."""
+        return [
+            m
+            for m in (logged.message for logged in self.log)
+            if m.kind == "request" and m.source == subjects.WORKFLOWS
+        ]
+
+    def again(self, decider: Decider[Any]) -> Fold[Any]:
+        """The fold that a restarted process comes to."""
+        fold = Fold(decider, SECRET, "test")
+        for logged in self.log:
+            self.read(fold, logged)
+        return fold
+
+
+def agent(agent_id: str, *actions: str, **more: Any) -> dict[str, Any]:
+    """An Agent with one capability."""
+    capability = {"name": "c", "actions": list(actions), "parameters": {}}
+    return {"id": agent_id, "type": "test", "capabilities": [capability], **more}
+
+
+def step(step_id: str, **more: Any) -> dict[str, Any]:
+    """A step that asks the agent `echo`."""
+    return {"id": step_id, "agentId": "echo", "action": "echo", "inputs": {}, **more}
+
+
+def workflow(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"id": "w", "name": "W", "steps": list(steps), **more}
+
+
+def errors_of(payload: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """(code, pointer) of each finding of a refusal."""
+    return [(e["code"], e["pointer"]) for e in payload["error"]["details"]["errors"]]

@@ -1,0 +1,76 @@
+"""The command line: exit codes, one sentence per expected error, and a quick --help."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("aiohttp", "asyncpg", "nats", "pydantic", "structlog", "uvloop")
+
+
+def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "mcp_bus.cli", *map(str, arguments)],
+        env=kept | environ,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_help_names_the_commands() -> None:
+    """`up` and every service are there."""
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("up", "recorder", "registry", "workflow-engine", "projector", "gateway"):
+        assert f"  {name} " in done.stdout
+
+
+def test_help_is_quick() -> None:
+    """Showing the help imports none of the heavy libraries."""
+    code = f"import sys, mcp_bus.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    """An unknown option and a port that is none are usage errors."""
+    assert run("up", "--nonsense").returncode == 2
+    assert run("up", "--port", "70000").returncode == 2
+
+
+def test_an_unknown_setting_is_one_sentence(tmp_path: Path) -> None:
+    """A misspelt variable is refused with what was meant, and without a traceback."""
+    done = run("up", "--data-dir", tmp_path, MCP_BUS_PROT="1")
+    assert done.returncode == 1
+    assert done.stderr == "mcp-bus: unknown setting MCP_BUS_PROT; did you mean MCP_BUS_PORT?\n"
+
+
+def test_a_service_without_a_log_says_so() -> None:
+    """A service that is started by hand names the setting that it lacks."""
+    done = run("recorder")
+    assert done.returncode == 1
+    assert done.stderr == "mcp-bus: MCP_BUS_NATS is not set: where is the log?\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_taken_port_is_one_sentence(tmp_path: Path, as_json: bool) -> None:
+    """Port and setting are named; with --json the error is an object."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--json"] if as_json else []
+        done = run(*flags, "up", "--data-dir", tmp_path, "--port", port)
+    assert done.returncode == 1
+    said = json.loads(done.stderr)["error"] if as_json else {"message": done.stderr}
+    assert f"port {port} on 127.0.0.1 cannot be used" in said["message"]
+    assert "MCP_BUS_PORT" in said["message"]
+    assert "Traceback" not in done.stderr
+    if as_json:
+        assert said["code"] == "settings"

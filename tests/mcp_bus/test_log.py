@@ -1,0 +1,271 @@
+"""The log on a real server: outcomes that are told, order without gaps, queues, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mcp_bus import config, log
+from mcp_bus.errors import BusError, Unavailable
+from mcp_bus.log import Asker, FencedPublisher, Log, Output, Record
+from mcp_bus.messages import Message, parse
+from tests.conftest import Nats
+
+
+@pytest.fixture
+async def bus(nats: Nats) -> AsyncIterator[Log]:
+    connection = await log.connect(nats.services, name="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def agents(nats: Nats) -> AsyncIterator[Log]:
+    connection = await log.connect(nats.agents, name="test")
+    yield connection
+    await connection.close()
+
+
+def event(number: int, source: str = "a") -> Message:
+    return Message.build("event", source, "b", {"event": "Counted", "n": number})
+
+
+async def everything(bus: Log, after: int = 0) -> list[Record]:
+    found: list[Record] = []
+    async with bus.follow(after) as follower:
+        while len(found) < follower.pending:
+            found += await follower.read()
+    return found
+
+
+async def test_a_message_is_stored_at_its_position_byte_for_byte(bus: Log) -> None:
+    """publish tells the position, and get gives the very bytes back."""
+    first, second = event(1), event(2)
+    assert (await bus.publish(first)).position == 1
+    assert (await bus.publish(second)).position == 2
+    record = await bus.get(2)
+    assert record is not None
+    assert (record.position, record.data) == (2, second.encode())
+    assert await bus.get(3) is None
+
+
+async def test_the_same_message_twice_is_one(bus: Log) -> None:
+    """The second publish is told as a duplicate with the first one's position."""
+    message = event(1)
+    first, second = await bus.publish(message), await bus.publish(message)
+    assert (first.duplicate, second.duplicate) == (False, True)
+    assert first.position == second.position
+    assert (await bus.info()).last == 1
+
+
+async def test_publishes_of_one_source_stay_in_order(bus: Log) -> None:
+    """What is published one after the other is read in that order, from any position on."""
+    for number in range(50):
+        await bus.publish(event(number))
+    numbers = [parse(r.data, r.subject).payload["n"] for r in await everything(bus)]
+    assert numbers == list(range(50))
+    assert [r.position for r in await everything(bus, after=30)] == list(range(31, 51))
+
+
+async def test_more_than_several_pulls_are_followed_without_a_gap(bus: Log) -> None:
+    """Overlapping pulls and many concurrent publishers: every position once, in order."""
+    total = 2500
+    await asyncio.gather(*(bus.publish(event(n)) for n in range(total)))
+    assert [r.position for r in await everything(bus)] == list(range(1, total + 1))
+
+
+async def test_who_reads_slowly_is_not_sent_everything(bus: Log) -> None:
+    """What piles up here is bounded by two batches, however long the log is."""
+    total = 5 * config.PULL_BATCH
+    await asyncio.gather(*(bus.publish(event(n)) for n in range(total)))
+    async with bus.follow(0) as follower:
+        seen = len(await follower.read())
+        await bus.publish(event(total))  # a round trip, in which the server sends what it may
+        assert len(follower._arrived) <= 2 * config.PULL_BATCH
+        while seen <= total:
+            seen += len(await follower.read())
+
+
+async def test_a_follower_reads_on_as_messages_come(bus: Log) -> None:
+    """Past the end it waits, and says nothing when there is nothing."""
+    async with bus.follow(0) as follower:
+        assert follower.pending == 0
+        assert await follower.read(0.01) == []
+        await bus.publish(event(1))
+        assert [r.position for r in await follower.read()] == [1]
+
+
+async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
+    """Never a silent end: who follows gets Unavailable and begins anew after its position."""
+    session = await log.connect(nats.services, name="test", reconnect=False)
+    async with session.follow(0) as follower:
+        reading = asyncio.ensure_future(follower.read())
+        await session.close()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(reading, 5)
+
+
+async def test_a_forbidden_subject_is_refused_at_once(agents: Log) -> None:
+    """Not after a time-out: an agent that speaks as a service is told so."""
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(BusError) as caught:
+        await agents.publish(Message.build("event", "workflows", "Mixed-Case", {"event": "X"}))
+    assert caught.value.code == "forbidden"
+    assert asyncio.get_running_loop().time() - begun < 1
+
+
+async def test_a_queue_begins_where_it_is_opened_and_shares_its_work(bus: Log, agents: Log) -> None:
+    """Requests from before are not delivered; each later one goes to one of two takers."""
+    await bus.publish(Message.build("request", "x", "echo", {"n": -1}))
+    await bus.open_queue("echo", after=1)
+    await bus.open_queue("echo", after=1)
+    taken: list[int] = []
+    done = asyncio.Event()
+
+    async def take() -> None:
+        async with agents.deliver("echo", 2) as queue:
+            async for delivery in queue:
+                assert delivery.attempt == 1
+                taken.append(parse(delivery.record.data, delivery.record.subject).payload["n"])
+                await delivery.ack()
+                if len(taken) == 20:
+                    done.set()
+
+    takers = [asyncio.create_task(take()) for _ in range(2)]
+    for number in range(20):
+        await bus.publish(Message.build("request", "x", "echo", {"n": number}))
+    await asyncio.wait_for(done.wait(), 10)
+    for taker in takers:
+        taker.cancel()
+    assert sorted(taken) == list(range(20))
+
+
+async def test_a_request_given_back_is_delivered_again(bus: Log, agents: Log) -> None:
+    """retry hands it out at once, and counts."""
+    await bus.open_queue("echo", after=0)
+    await bus.publish(Message.build("request", "x", "echo", {}))
+    async with agents.deliver("echo", 1) as queue:
+        first = await anext(queue)
+        await first.retry()
+        second = await asyncio.wait_for(anext(queue), 5)
+        assert (first.attempt, second.attempt) == (1, 2)
+        assert first.record.position == second.record.position
+        await second.ack()
+
+
+async def test_a_queue_stops_whatever_it_is_doing(bus: Log, agents: Log) -> None:
+    """At each of its first steps: a cancellation that is forgotten would let it pull for ever."""
+    await bus.open_queue("echo", after=0)
+    for steps in range(40):
+        async with asyncio.timeout(5), agents.deliver("echo", 1):
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+
+async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
+    """At each step of the opening: whoever is told to stop is not connected afterwards."""
+    for steps in itertools.count():
+        opening = asyncio.create_task(log.connect(nats.agents, name="test"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not opening.cancel():
+            break
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    await opening.result().close()
+
+
+async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log) -> None:
+    """Two processes of one id each get the answers to their own questions."""
+    askers = [Asker(agents, "me") for _ in range(2)]
+    for asker in askers:
+        await asker.start()
+    await bus.open_queue("echo", after=0)
+
+    async def answer() -> None:
+        async with agents.deliver("echo", 4) as queue:
+            async for delivery in queue:
+                asked = parse(delivery.record.data, delivery.record.subject)
+                await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
+                await delivery.ack()
+
+    answering = asyncio.create_task(answer())
+    asked = [
+        asker.ask(Message.build("request", "me", "echo", {"n": n}, reply_to=asker.instance), 10)
+        for n, asker in enumerate(askers)
+    ]
+    answers = await asyncio.gather(*asked)
+    answering.cancel()
+    assert [a.message.payload["outputs"]["n"] for a in answers] == [0, 1]
+    assert all(a.position > 0 for a in answers)
+
+
+async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, agents: Log) -> None:
+    """Another source, another cause, another conversation, a message that was never stored."""
+    asker = Asker(agents, "me")
+    await asker.start()
+    question = Message.build("request", "me", "echo", {}, reply_to=asker.instance)
+    asking = asyncio.ensure_future(asker.ask(question, 10))
+    async with bus.follow(0) as follower:
+        await follower.read()  # the question is in the log
+    good = {"outputs": {"good": True}}
+    stranger = question.metadata.model_copy(update={"correlation_id": "other"})
+    moved = question.model_copy(
+        update={"context": question.context.model_copy(update={"metadata": stranger})}
+    )
+    for forged in (
+        Message.answer(question, "mallory", good),
+        Message.answer(moved, "echo", good),
+    ):
+        await agents.publish(forged)
+    unstored = Message.answer(question, "echo", {"outputs": {"good": False}})
+    await bus.tell("out." + unstored.subject.removeprefix("mcp."), unstored.encode())
+    await agents.publish(Message.answer(question, "echo", good))
+    assert (await asking).message.payload == good
+
+
+async def test_a_question_that_nobody_answers_ends(agents: Log) -> None:
+    """answer_timeout, with the position of the question."""
+    asker = Asker(agents, "me")
+    await asker.start()
+    question = Message.build("request", "me", "nobody", {}, reply_to=asker.instance)
+    with pytest.raises(Unavailable) as caught:
+        await asker.ask(question, 0.2)
+    assert caught.value.code == "answer_timeout"
+    assert caught.value.details == {"position": 1}
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_former_leader_is_refused_however_late_it_wakes(bus: Log, replicas: int) -> None:
+    """Outputs carry their epoch, pipelined or as one atomic batch; the next epoch fences them."""
+    deposed = asyncio.Event()
+    publisher = FencedPublisher(bus, "workflows", replicas, deposed.set)
+    await publisher.open()
+    async with bus.follow(0) as follower:
+        await publisher.claim(_epoch(), 0)
+        epoch = (await follower.read())[0].position
+        outputs = [_output(n) for n in range(3)]
+        await publisher.publish(outputs, epoch)
+        read: list[Record] = []
+        while len(read) < 3:
+            read += await follower.read()
+        assert [r.data for r in read] == [o.message.encode() for o in outputs]
+        assert not deposed.is_set()
+        await publisher.claim(_epoch(), epoch)
+        await follower.read()
+        last = (await bus.info()).last
+        await publisher.publish([_output(9), _output(10)], epoch)
+        await asyncio.wait_for(deposed.wait(), 5)
+        assert (await bus.info()).last == last
+
+
+def _epoch() -> Message:
+    return Message.build("event", "workflows", "_epoch", {"event": "DeciderEpoch", "by": "x"})
+
+
+def _output(number: int) -> Output:
+    message = Message.build("event", "workflows", "w", {"event": "X", "n": number})
+    return Output(message.metadata.message_id or "", message)

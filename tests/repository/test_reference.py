@@ -1,0 +1,190 @@
+"""The reference pages are whole: what is public in the code stands in docs/, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+import agents_sdk
+from gateway.routes import ROUTES
+from mcp_bus import subjects
+from mcp_bus.cli import main
+from mcp_bus.config import PREFIX, Settings
+from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
+from mcp_bus.domain.decider import failed
+from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
+from mcp_bus.domain.facts import FACTS
+from mcp_bus.errors import CODES
+from mcp_bus.messages import Message
+from tests.mcp_bus.history import History, agent, step, workflow
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text("utf-8")
+
+
+def rows(page: str) -> Iterator[list[str]]:
+    """The cells of each table row of a page, headings and rulers included."""
+    for line in text(page).splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def named(page: str) -> set[str]:
+    """The first cells of a page that are one name: `name`."""
+    return {cells[0].strip("`") for cells in rows(page) if re.fullmatch(r"`[^`]+`", cells[0])}
+
+
+def test_every_code_is_explained_with_its_status() -> None:
+    """docs/errors.md has each code of CODES once, with its HTTP status, and no other."""
+    found = [(c[0].strip("`"), int(c[1])) for c in rows("errors.md") if c[1].isdigit()]
+    assert sorted(found) == sorted((code, status) for code, (status, _) in CODES.items())
+
+
+def test_every_setting_is_explained_with_its_default() -> None:
+    """docs/settings.md has each field of Settings, with the default that the code has."""
+    assert named("settings.md") == {PREFIX + name.upper() for name in Settings.model_fields}
+    told = {cells[0].strip("`"): cells[1] for cells in rows("settings.md")}
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if field.default_factory is not None:
+            continue
+        wanted = "none" if default is None else f"`{default}`"
+        assert told[PREFIX + name.upper()].startswith(wanted), name
+
+
+def test_every_fact_is_explained() -> None:
+    """docs/facts.md has one section per fact of FACTS, and its example is that fact."""
+    assert examples().keys() == FACTS.keys()
+    assert {name: example["event"] for name, example in examples().items()} == {
+        name: name for name in FACTS
+    }
+
+
+def test_every_example_of_a_fact_has_its_shape() -> None:
+    """The keys of each example, at every level but for what authors chose, are the real ones."""
+    for name, real in real_facts().items():
+        example = examples()[name]
+        assert list(example) == list(real), name
+        for key in ("error", "workflow"):
+            if key in real:
+                assert list(example[key]) == list(real[key]), name
+
+
+def test_every_command_is_explained() -> None:
+    """docs/facts.md has each action of each decider."""
+    found = {(c[0].strip("`"), c[1].strip("`")) for c in rows("facts.md") if len(c) == 5}
+    wanted = {("registry", name) for name in REGISTRY_COMMANDS}
+    wanted |= {("workflows", name) for name in WORKFLOWS_COMMANDS}
+    assert found - {("to", "action"), ("---", "---")} == wanted
+
+
+def test_the_permissions_of_the_server_are_explained() -> None:
+    """docs/subjects.md has what nats.conf allows and denies the agents, and no more."""
+    conf = (ROOT / "nats.conf").read_text("utf-8")
+    allowed, denied = re.findall(r"(?:allow|deny): \[([^\]]*)\]", conf)[:2]
+    hears = re.findall(r"subscribe: \{allow: \[([^\]]*)\]", conf)[0]
+    page = text("subjects.md")
+    for heading, group in (
+        ("may publish", allowed),
+        ("may never publish", denied),
+        ("may hear", hears),
+    ):
+        table = page.partition(f"| {heading} |")[2].partition("\n\n")[0]
+        assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == re.findall(r'"([^"]+)"', group)
+
+
+def test_every_subject_of_the_stream_is_explained() -> None:
+    """docs/subjects.md has each kind of message, and the ids that are reserved."""
+    kinds = {name.split(".")[1] for name in named("subjects.md") if name.startswith("mcp.")}
+    assert kinds >= set(subjects.KINDS)
+    assert {tuple(s.split(".")[:2]) for s in subjects.STREAM_SUBJECTS} == {
+        ("mcp", kind) for kind in subjects.KINDS
+    }
+    for name in (subjects.REGISTRY, subjects.WORKFLOWS, "bus", "discover", "register", "validate"):
+        assert subjects.is_reserved(name)
+        assert f"`{name}`" in text("subjects.md")
+
+
+def test_every_route_is_explained() -> None:
+    """docs/rest.md names each route of ROUTES by method and path."""
+    page = text("rest.md")
+    missing = [
+        f"{route.method} {route.path}"
+        for route in ROUTES
+        if not re.search(rf"{route.method}[\s|`]+{re.escape(route.path)}(?![\w/{{-])", page)
+    ]
+    assert not missing
+
+
+def test_every_command_of_the_program_is_explained() -> None:
+    """docs/cli.md names each command of `mcp-bus`, and each of its options."""
+    page, missing = text("cli.md"), []
+    for path, command in commands(main):
+        options = [o for p in command.params for o in p.opts if o.startswith("--")]
+        missing += [name for name in (" ".join(path), *options) if not _stands(name, page)]
+    assert not missing
+
+
+def test_every_name_of_the_sdk_is_explained() -> None:
+    """docs/sdk.md names each of `agents_sdk.__all__`, which is sorted and whole."""
+    assert agents_sdk.__all__ == sorted(agents_sdk.__all__)
+    assert all(hasattr(agents_sdk, name) for name in agents_sdk.__all__)
+    missing = [name for name in agents_sdk.__all__ if not _stands(name, text("sdk.md"))]
+    assert not missing
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its path; `()` is the program itself."""
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """The JSON example in each `### Section` of docs/facts.md."""
+    sections = re.split(r"^### (\w+)$", text("facts.md"), flags=re.MULTILINE)[1:]
+    found = {}
+    for name, body in zip(sections[::2], sections[1::2], strict=True):
+        block = re.search(r"(?:^    .*\n)+", body, re.MULTILINE)
+        assert block, name
+        found[name] = json.loads(block[0])
+    return found
+
+
+def real_facts() -> dict[str, dict[str, Any]]:
+    """One payload of each fact that the deciders decide, by name."""
+    history = History()
+    history.command("registry", "register", agent("echo", "echo"))
+    history.command("registry", "register", agent("echo", "echo", "shout", status="inactive"))
+    history.command("registry", "register", agent("echo", "echo"))
+    skipped = step("b", conditions={"pre": {"inputs.n": 1}})
+    history.command("workflows", "define", workflow(skipped))
+    answers: list[dict[str, Any]] = [{"outputs": {}}, {"error": {"code": "no", "message": "no"}}]
+    for answer in answers:
+        history.command("workflows", "define", workflow(step("a"), skipped))
+        history.command("workflows", "execute", {"workflowId": "w", "inputs": {"n": 2}})
+        asked = history.requests()[-1]
+        history.say(Message.answer(asked, asked.target, answer))
+    messages = [logged.message for logged in history.log]
+    found = {m.payload["event"]: m.payload for m in messages if m.kind == "event"}
+    found["DecisionFailed"] = failed("workflows", history.log[0], ValueError("no"))[0].payload
+    assert FACTS.keys() - found.keys() == {"DeciderEpoch"}, found.keys()
+    return found
+
+
+def _stands(name: str, page: str) -> bool:
+    """Whether a page names it as a whole word in code: between backticks, or indented."""
+    word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
+    return bool(re.search(rf"`[^`\n]*{word}|^    .*{word}", page, re.MULTILINE))

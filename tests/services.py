@@ -1,0 +1,68 @@
+"""Services inside a test: started, waited for by position, ended with the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import asyncpg
+
+from mcp_bus.config import Settings
+from mcp_bus.runtime import Runtime, Service
+from mcp_bus.store import event_store
+
+WAIT_S = 30.0
+_CHANNELS = {
+    event_store.RECORDER: event_store.RECORDED,
+    event_store.READ: event_store.PROJECTED,
+}
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, name: str, run: Service
+) -> AsyncIterator[asyncio.Future[None]]:
+    """A service as a task of this process; the task is yielded, for those that should fail."""
+    runtime = Runtime(settings, name)
+    async with runtime._closing:
+        work = asyncio.ensure_future(run(runtime))
+        try:
+            yield work
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+
+
+async def killed_at(settings: Settings, name: str, point: str) -> int:
+    """Run a service as a process until it dies at a fault point; its exit code."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
+    environment |= settings.model_copy(update={"fault_at": point}).environment()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mcp_bus.cli", name),
+        env=environment,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        return await asyncio.wait_for(process.wait(), WAIT_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def reached(url: str, name: str, position: int) -> None:
+    """Wait until a checkpoint has passed a position; the last notification counts, not a clock."""
+    connection = await asyncpg.connect(url)
+    try:
+        moved = asyncio.Event()
+        await connection.add_listener(_CHANNELS[name], lambda *_: moved.set())
+        async with asyncio.timeout(WAIT_S):
+            while await event_store.checkpoint(connection, name) < position:
+                await moved.wait()
+                moved.clear()
+    finally:
+        await connection.close()
