@@ -42,7 +42,7 @@ async def killed_at(settings: Settings, name: str, point: str) -> int:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
     environment |= settings.model_copy(update={"fault_at": point}).environment()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mcp_bus.cli", name),
+        *(sys.executable, "-m", "mcp_bus", name),
         env=environment,
         stderr=asyncio.subprocess.DEVNULL,
     )

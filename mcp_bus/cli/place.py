@@ -110,7 +110,8 @@ async def _ask(place: Place, method: str, path: str, body: Any, query: dict[str,
             text = await response.text()
             status = response.status
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise Unreachable(f"no bus answers at {place.url}: {error!r}") from None
+        reason = str(error) or type(error).__name__
+        raise Unreachable(f"no bus answers at {place.url}: {reason}") from None
     try:
         said = json.loads(text)
     except ValueError:

@@ -49,7 +49,7 @@ ServiceCommand = Callable[[str], tuple[str, ...]]
 
 def service_command(name: str) -> tuple[str, ...]:
     """The program of a service; -P, so that no module of the working folder shadows ours."""
-    return (sys.executable, "-P", "-m", "mcp_bus.cli", name)
+    return (sys.executable, "-P", "-m", "mcp_bus", name)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ async def test_sigterm_ends_the_process_in_order(settings: Settings) -> None:
     """The gateway's own process obeys SIGTERM with exit code 0, and tells a taken port."""
     port = ports.choose(LOOPBACK, 0, "MCP_BUS_PORT")
     environ = settings.model_copy(update={"port": port, "log_format": "json"}).environment()
-    command = (sys.executable, "-m", "mcp_bus.cli", "gateway")
+    command = (sys.executable, "-m", "mcp_bus", "gateway")
 
     async def start() -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

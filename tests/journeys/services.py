@@ -74,7 +74,7 @@ class Services:
         """Start a service (or `agent`) with further MCP_BUS_* settings."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
         environment |= self.settings.model_copy(update=settings).environment()
-        command = ["-m", "mcp_bus.cli", name]
+        command = ["-m", "mcp_bus", name]
         if name == "agent":
             command = [str(ECHO)]
             environment["MCP_BUS_NATS"] = self._agents_url

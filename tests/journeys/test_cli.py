@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = str(Path(__file__).parents[2])
-CLI = [sys.executable, "-m", "mcp_bus.cli"]
+CLI = [sys.executable, "-m", "mcp_bus"]
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("MCP_BUS_")}
 ENVIRON |= {"PYTHONPATH": ROOT}
 

@@ -21,7 +21,7 @@ from mcp_bus.errors import BusError
 from projections import build
 from tests.conftest import Postgres
 
-DEMO = (sys.executable, "-m", "mcp_bus.cli")
+DEMO = (sys.executable, "-m", "mcp_bus")
 
 
 def environment(temporary: Path) -> dict[str, str]:

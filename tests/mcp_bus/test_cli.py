@@ -16,7 +16,7 @@ HEAVY = ("aiohttp", "asyncpg", "nats", "pydantic", "structlog", "uvloop")
 def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
     return subprocess.run(
-        [sys.executable, "-m", "mcp_bus.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mcp_bus", *map(str, arguments)],
         env=kept | environ,
         capture_output=True,
         text=True,

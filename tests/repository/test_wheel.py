@@ -66,3 +66,13 @@ def test_an_agent_loads_nothing_of_the_server() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_says_what_it_lacks() -> None:
+    """With the base install alone `mcp-bus` is one sentence and exit code 1."""
+    program = "import sys; sys.modules['click'] = None; from mcp_bus.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "mcp-bus needs click: pip install 'mcp-event-bus[server]'\n"
