@@ -32,7 +32,7 @@ from agents_sdk.actions import Action
 from agents_sdk.client import Bus, find, opened
 from agents_sdk.serving import Serving
 from mcp_bus import config, subjects
-from mcp_bus.errors import BusError, Refused
+from mcp_bus.errors import BusError, Refused, Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.messages import dumps
 
@@ -188,12 +188,13 @@ class Agent:
 
     async def _start(self) -> None:
         faults = Faults(config.load())
-        self._bus = await _until_available(lambda: opened(self.id, *find(*self._where)))
+        self._bus = await _until_available(lambda: opened(self.id, find(*self._where)))
         await _until_available(self._register)
         self._serving = Serving(self._bus, self._actions, faults)
         self._loops = [
             asyncio.create_task(self._serving.run()),
             asyncio.create_task(self._beat()),
+            asyncio.create_task(self._over()),
         ]
 
     async def _register(self) -> None:
@@ -205,6 +206,11 @@ class Agent:
         while True:
             await self._tell("up")
             await asyncio.sleep(config.HEARTBEAT_EVERY_S)
+
+    async def _over(self) -> None:
+        """A connection that is over for good ends the agent: it must not look alive."""
+        await self.bus.log.ended.wait()
+        raise self.bus.log.refused or Unavailable("the bus has ended the connection for good")
 
     async def _tell(self, status: str) -> None:
         beat = {"instance": self.bus.instance, "inFlight": 0, "status": status}

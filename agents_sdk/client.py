@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
 from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
 from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
@@ -45,38 +46,47 @@ async def connect(
 
     Raises SettingsError when no bus is named anywhere, Unavailable when it does not answer.
     """
-    bus = await opened(id or CLIENT_ID, *find(url, token, data_dir))
+    bus = await opened(id or CLIENT_ID, find(url, token, data_dir), own_roles=True)
     try:
         yield bus
     finally:
         await bus.close()
 
 
-def find(url: str | None, token: str | None, data_dir: str | Path | None) -> tuple[str, str | None]:
-    """URL and token of the bus: arguments, else environment, else the running embedded bus."""
+def find(url: str | None, token: str | None, data_dir: str | Path | None) -> Place:
+    """Where the bus is: arguments, else environment, else the running embedded bus."""
     settings = config.load(data_dir=data_dir)
     if token is None and settings.token is not None:
         token = settings.token.get_secret_value()
     if url is None and data_dir is None and settings.nats is not None:
         url = settings.nats.get_secret_value()
     if url is None:
-        url = _in_folder(settings.data_dir)
+        found = _in_folder(settings.data_dir)
+        given = token
+        return Place(
+            found["nats"],
+            found.get("gateway"),
+            lambda: given or _in_folder(settings.data_dir).get("token"),
+        )
     if "@" in url:
-        token = None  # it names its user and password; the token may be for another door
-    return url, token
+        return Place(url)  # it names its user and password; the token may be for another door
+    return Place(url, settings.url.rstrip("/") if settings.url else None, lambda: token)
 
 
-async def opened(id: str, url: str, token: str | None) -> Bus:
-    """An open Bus, which its caller closes."""
+async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
+    """An open Bus, which its caller closes; `own_roles`: see Tokens."""
     if not subjects.is_id(id):
         raise Refused(f"{id!r} is not an id: 1 to 64 letters, digits, _ and -", code="bad_id")
+    tokens = Tokens(id, place, own_roles=own_roles)
+    await tokens.renew()
+    token = None if "@" in place.url else tokens.brought
     try:
         async with asyncio.timeout(config.LOG_CONNECT_S):
-            channel = await log.connect(url, name=id, token=token)
+            channel = await log.connect(place.url, name=id, token=token)
     except TimeoutError:
-        where = url.rpartition("@")[2]
+        where = place.url.rpartition("@")[2]
         raise Unavailable(f"no bus at {where} within {config.LOG_CONNECT_S:g} s") from None
-    bus = Bus(id, channel)
+    bus = Bus(id, channel, tokens)
     await bus._asker.start()
     return bus
 
@@ -84,9 +94,11 @@ async def opened(id: str, url: str, token: str | None) -> Bus:
 class Bus:
     """An open connection; made by `connect`, and inside an action at hand as `agent.bus`."""
 
-    def __init__(self, id: str, channel: log.Log) -> None:
+    def __init__(self, id: str, channel: log.Log, tokens: Tokens) -> None:
         self.id = id
         self.log = channel
+        self._tokens = tokens
+        self._renewing = asyncio.create_task(tokens.keep(channel))
         self._asker = log.Asker(channel, id)
         self._subscriptions: set[Subscription] = set()
 
@@ -150,6 +162,7 @@ class Bus:
         """End what listens, then the connection."""
         for subscription in list(self._subscriptions):
             await subscription.stop()
+        self._renewing.cancel()
         await self._asker.stop()
         await self.log.close()
 
@@ -195,11 +208,10 @@ class Subscription:
         self._listening = await self._bus.log.listen(self._subject, self._heard)
         self._bus._subscriptions.add(self)
         try:
-            # until the server has answered, what others publish may pass unheard
-            await self._bus.log.client.flush(int(config.LOG_REQUEST_S))
-        except Exception as error:
+            await self._bus.log.heard_from_here(self._subject)
+        except BaseException:
             await self.stop()
-            raise Unavailable(f"cannot listen to {self._subject}: {error!r}") from None
+            raise
         return self
 
     async def __aexit__(
@@ -256,13 +268,13 @@ def checked(message: Message) -> Message:
     return message
 
 
-def _in_folder(data_dir: Path) -> str:
+def _in_folder(data_dir: Path) -> dict[str, Any]:
     path = data_dir.expanduser() / "bus.json"
     try:
-        found = json.loads(path.read_text())["nats"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
         found = None
-    if not isinstance(found, str):
+    if not isinstance(found, dict) or not isinstance(found.get("nats"), str):
         raise SettingsError(
             "no bus found: pass url=…, set MCP_BUS_NATS (and MCP_BUS_TOKEN), or start one with "
             f"`mcp-bus up`, which would be found by {path}"

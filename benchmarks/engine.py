@@ -31,7 +31,7 @@ from benchmarks.harness import (
     temporary_settings,
 )
 from benchmarks.raw import Chains
-from mcp_bus import config, log
+from mcp_bus import config, log, tokens
 from mcp_bus.config import HEALTH_POLL_S, START_S_MAX
 from mcp_bus.embedded import Bus, credentials, running
 from mcp_bus.embedded.children import environment
@@ -129,7 +129,7 @@ async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
 @contextlib.asynccontextmanager
 async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
     """The agent at work; yields the client's connection, in the agents' account."""
-    channel = await log.connect(bus.nats_url or "", name=CLIENT)
+    channel = await log.connect(bus.nats_url, name=CLIENT, token=_token(bus, CLIENT, "developer"))
     registered = asyncio.Event()
     fact = stored(str(Subject("event", REGISTRY, "echo")))
     await channel.listen(fact, lambda _: registered.set())
@@ -137,7 +137,12 @@ async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
         sys.executable,
         "-m",
         "benchmarks.echo",
-        env=environment() | {"MCP_BUS_NATS": bus.nats_url or "", "MCP_BUS_LOG_LEVEL": "warning"},
+        env=environment()
+        | {
+            "MCP_BUS_NATS": bus.nats_url,
+            "MCP_BUS_TOKEN": _token(bus, "echo", "agent"),
+            "MCP_BUS_LOG_LEVEL": "warning",
+        },
         cwd=Path(__file__).parents[1],
     )
     try:
@@ -216,5 +221,10 @@ async def _chains(bus: Bus) -> AsyncIterator[Work]:
 
 
 def _services_url(bus: Bus) -> str:
-    place = (bus.nats_url or "").rpartition("@")[2]
-    return f"nats://bus:{credentials.load(bus.data_dir).bus}@{place}"
+    password = credentials.load(bus.data_dir).bus
+    return bus.nats_url.replace("nats://", f"nats://bus:{password}@")
+
+
+def _token(bus: Bus, agent: str, role: str) -> str:
+    keys = tokens.Keys.of(credentials.load(bus.data_dir).secret.encode(), None)
+    return tokens.issue(keys, agent, (role,), 3600, doors=("rest", "nats"), agent=agent)

@@ -1,4 +1,4 @@
-"""Agents over REST: register, discover, and say what an agent can do."""
+"""Agents over REST: register, discover, say what an agent can do, and revoke."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ class CapabilitiesBody(BaseModel):
     capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)]
 
 
+class RevokeBody(BaseModel):
+    """Why, for whoever reads the history."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    reason: Text | None = None
+
+
 async def register(gateway: Gateway, call: Call) -> Answer:
     """201 for a new agent, 200 for one that is known, changed or not."""
     outputs = await decided(gateway, call, REGISTRY, "register", call.json)
@@ -45,6 +53,14 @@ async def set_capabilities(gateway: Gateway, call: Call) -> Answer:
     given = call.json if isinstance(call.json, list) else call.json["capabilities"]
     inputs = {"id": call.path["id"], "capabilities": given}
     outputs = await decided(gateway, call, REGISTRY, "set_capabilities", inputs)
+    await settled(gateway, call)
+    return Answer(200, outputs["agent"])
+
+
+async def revoke(gateway: Gateway, call: Call) -> Answer:
+    """Shut an agent out; again changes nothing."""
+    inputs = {"id": call.path["id"], **call.json}
+    outputs = await decided(gateway, call, REGISTRY, "revoke", inputs)
     await settled(gateway, call)
     return Answer(200, outputs["agent"])
 

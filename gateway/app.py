@@ -53,6 +53,7 @@ async def run(runtime: Runtime) -> None:
 @contextlib.asynccontextmanager
 async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
     """The resources of a gateway; PostgreSQL may be away."""
+    keys = runtime.keys  # before anything is opened: the file may be wrong
     log = await runtime.connect_log()
     pool = await runtime.connect_store()
     asker = Asker(log, GATEWAY, may_read=True)
@@ -61,7 +62,7 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
     listening = await log.listen(SUBJECT, services.heard)
     try:
         yield Gateway(
-            secret=runtime.secret,
+            keys=keys,
             log=log,
             asker=asker,
             pool=pool,

@@ -24,6 +24,7 @@ from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Asker, Log
+from mcp_bus.tokens import Keys
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ logger = telemetry.logger(__name__)
 class Gateway:
     """The opened resources of one gateway; made by `gateway.app.opened`."""
 
-    secret: bytes = field(repr=False)
+    keys: Keys
     log: Log
     asker: Asker
     pool: asyncpg.Pool

@@ -15,10 +15,9 @@ from aiohttp import ClientConnectionError, web
 from aiohttp.typedefs import Handler as HttpHandler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from gateway import auth
 from gateway.call import Call, Gateway, Route
 from gateway.errors import HEADERS
-from mcp_bus import telemetry
+from mcp_bus import telemetry, tokens
 from mcp_bus.config import BODY_BYTES_MAX
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Finding, MessageError, Refused
@@ -43,9 +42,9 @@ def opened(route: Route, gateway: Gateway) -> HttpHandler:
     async def handle(request: web.Request) -> web.Response:
         principal = NOBODY
         if route.permission is not None:
-            principal = _authenticated(request, gateway.secret)
+            principal = _authenticated(request, gateway.keys)
             request[SUBJECT] = principal.subject
-            principal.require(route.permission)
+            principal.require(route.permission)  # for which agent, its decider checks
         path = _path(request.match_info)
         query = _query(request, route.query)
         body = await _json(request) if route.body else None
@@ -96,11 +95,11 @@ async def access(request: web.Request, handler: HttpHandler) -> web.StreamRespon
             )
 
 
-def _authenticated(request: web.Request, secret: bytes) -> Principal:
+def _authenticated(request: web.Request, keys: tokens.Keys) -> Principal:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Refused("a bearer token is needed: Authorization: Bearer …", code="unauthenticated")
-    return auth.verify(secret, token.strip())
+    return tokens.verify(keys, token.strip(), "rest").principal
 
 
 def _path(given: Mapping[str, str]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from gateway import agents, analytics, executions, health, workflows
+from gateway import agents, analytics, executions, health, tokens, workflows
 from gateway.call import Route
 from mcp_bus.domain.agents import Registration
 from mcp_bus.domain.roles import (
     AGENTS_READ,
+    AGENTS_REVOKE,
     AGENTS_WRITE,
     ANALYTICS_READ,
     HISTORY_READ,
@@ -25,6 +26,10 @@ ROUTES: tuple[Route, ...] = (
           query=agents.Discovery),
     Route("PUT", "/agents/{id}/capabilities", agents.set_capabilities, AGENTS_WRITE, (200,),
           body=agents.CapabilitiesBody, bare="capabilities"),
+    Route("POST", "/agents/{id}/revoke", agents.revoke, AGENTS_REVOKE, (200,),
+          body=agents.RevokeBody),
+    Route("POST", "/agents/{id}/tokens", tokens.issue, AGENTS_WRITE, (201,),
+          body=tokens.TokenBody),
     # workflows
     Route("POST", "/workflows", workflows.define, WORKFLOWS_WRITE, (201, 200),
           body=Definition),

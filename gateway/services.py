@@ -16,7 +16,7 @@ from mcp_bus.log import Record
 from mcp_bus.messages import loads
 
 SUBJECT = "bus.status.*"
-SERVICES = ("recorder", "registry", "workflow-engine", "projector", "gateway")
+SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
 
 
 class _Status(NamedTuple):

@@ -36,6 +36,11 @@ LOG_CONNECT_S = 5.0
 PING_EVERY_S = 5  # with two outstanding: a frozen server is noticed in 15 s
 PINGS_OUTSTANDING_MAX = 2
 RECONNECT_WAIT_S = 0.25
+RECONNECT_WAIT_S_MAX = 1.0
+DENIALS_MAX = 3  # each within DENIAL_QUICK_S of the one before: then the answer is no
+DENIAL_QUICK_S = 1.5  # the server waits 3 s for a bus that does not say who may connect
+KICK_AGAIN_S = 2.0
+SERVERS_ANSWER_S = 0.5  # for all servers of a cluster to say who is connected
 RECOVER_PAGE_MAX = 200
 
 # --- deciders ---------------------------------------------------------------------------------
@@ -87,6 +92,8 @@ HANDLERS_MAX = 64  # actions that one agent process runs at once
 HEARTBEAT_EVERY_S = 5.0
 DRAIN_S_MAX = 8.0
 REQUEST_S = 30.0
+TOKEN_REQUEST_S = 5.0
+TOKEN_RENEW_RETRY_S = 10.0
 REGISTER_RETRY_S = 0.5  # a command that nobody answered yet is asked again, each time later
 REGISTER_RETRY_S_MAX = 15.0
 ACTION_S_MAX = 24 * 3600.0  # as long as the longest step may wait
@@ -109,7 +116,9 @@ ROWS_MAX = 10_000  # of an answer that is not paged yet
 EXECUTIONS_SHOWN_MAX = 20
 DRAIN_GATEWAY_S = 5.0
 TOKEN_TTL_S = 12 * 3600
+TOKEN_TTL_S_MAX = 30 * 24 * 3600  # of a token that a route issues
 TOKEN_BYTES_MAX = 4096
+RSA_BITS_MIN = 2048  # RFC 7518, section 3.3
 CLIENT_S = 30.0  # that the CLI waits: longer than a gateway takes to give up
 TAIL_MESSAGES_MAX = 10_000  # that `mcp-bus tail` may be behind
 QUERY_S = 10.0
@@ -167,6 +176,10 @@ class Settings(BaseModel):
     nats: SecretStr | None = Field(
         None, description="URL of the log, with user and password. Default: the embedded one."
     )
+    nats_auth: SecretStr | None = Field(
+        None,
+        description="URL of the log for the auth service (account AUTH). Default: embedded.",
+    )
     postgres: SecretStr | None = Field(
         None, description="URL of the event store (service role). Default: the embedded one."
     )
@@ -178,6 +191,11 @@ class Settings(BaseModel):
         min_length=32,
         description="The bus secret: signs tokens and makes ids unguessable. "
         "Default: DATA_DIR/secret, made at the first start.",
+    )
+    token_key: Path | None = Field(
+        None,
+        description="PEM file of the Ed25519 or RSA key of the tokens: a private key issues and "
+        "verifies, a public one only verifies. Default: a key derived from the bus secret.",
     )
     url: str | None = Field(None, description="URL of the gateway, for the CLI.")
     token: SecretStr | None = Field(None, description="Bearer token, for the CLI and the SDK.")

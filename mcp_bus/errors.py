@@ -42,6 +42,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_action": (404, "The agent has no such action"),
     "unknown_agent": (404, "No such agent"),
     "agent_inactive": (409, "The agent is inactive"),
+    "agent_revoked": (403, "The agent is revoked"),
     # workflows
     "unknown_workflow": (404, "No such workflow"),
     "unknown_execution": (404, "No such execution"),

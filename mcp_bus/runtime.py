@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from mcp_bus import faults, log, telemetry
+from mcp_bus import faults, log, telemetry, tokens
 from mcp_bus.config import Settings
 from mcp_bus.errors import SettingsError
 from mcp_bus.messages import dumps
@@ -47,6 +47,11 @@ class Runtime:
         return self.settings.secret.get_secret_value().encode()
 
     @property
+    def keys(self) -> tokens.Keys:
+        """What signs and verifies tokens; SettingsError without a secret, or for a wrong file."""
+        return tokens.Keys.of(self.secret, self.settings.token_key)
+
+    @property
     def nats_url(self) -> str:
         """URL of the log for the services' account."""
         if self.settings.nats is None:
@@ -56,6 +61,15 @@ class Runtime:
     async def connect_log(self, *, reconnect: bool = True) -> log.Log:
         """A connection to the log, closed with the runtime."""
         opened = await log.connect(self.nats_url, name=self.service, reconnect=reconnect)
+        self._closing.push_async_callback(opened.close)
+        return opened
+
+    async def connect_auth(self) -> log.Log:
+        """A connection to the account AUTH, closed with the runtime."""
+        if self.settings.nats_auth is None:
+            raise SettingsError("MCP_BUS_NATS_AUTH is not set: who asks who may connect?")
+        url = self.settings.nats_auth.get_secret_value()
+        opened = await log.connect(url, name=self.service)
         self._closing.push_async_callback(opened.close)
         return opened
 

@@ -84,6 +84,11 @@ def requests_to(agent: str) -> str:
     return f"mcp.request.*.{agent}"
 
 
+def queue_of(agent: str) -> str:
+    """The durable consumer that is the work queue of an agent id."""
+    return f"agent-{agent}"
+
+
 def answers_to(asker: str, instance: str) -> str:
     """Where the stored answers to one asking process are heard live."""
     return f"out.response.*.{asker}.{instance}"

@@ -28,6 +28,7 @@ TABLES = (
             "id": "text",
             "type": "text",
             "status": "text",
+            "revoked": "boolean",
             "owner": "text",
             "version": "bigint",
             "capabilities": "json",
@@ -55,7 +56,13 @@ TABLES = (
         },
     ),
 )
-FACTS = ("AgentRegistered", "AgentChanged", "CapabilitiesChanged")
+FACTS = (
+    "AgentRegistered",
+    "AgentChanged",
+    "CapabilitiesChanged",
+    "AgentRevoked",
+    "AgentReinstated",
+)
 
 
 async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
@@ -79,6 +86,9 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
             offers[fact.target] = _offers(fact, listed)
         agent["type"] = label(fact.get("type")) or agent["type"]
         agent["status"] = label(fact.get("status")) or agent["status"]
+        if fact.event in ("AgentRevoked", "AgentReinstated"):
+            agent["revoked"] = fact.event == "AgentRevoked"
+            agent["status"] = "inactive" if agent["revoked"] else "active"
         agent["owner"] = label(fact.get("owner")) or agent["owner"]
         agent["version"] += 1
         agent["changed_us"] = fact.time_us
@@ -98,6 +108,7 @@ def _unregistered(fact: Entry) -> Row:
         "id": fact.target,
         "type": "",
         "status": "active",
+        "revoked": False,
         "owner": fact.target,
         "version": 0,
         "capabilities": "[]",

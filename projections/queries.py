@@ -24,7 +24,7 @@ PERCENTILES = ("p50", "p90", "p95", "p99")
 Json = dict[str, Any]
 
 _DISCOVER = """
-SELECT id, type, capabilities, status
+SELECT id, type, capabilities, status, revoked
 FROM read.agents AS agent
 WHERE ($3::text IS NULL OR type = $3) AND ($4::text IS NULL OR status = $4)
     AND (($1::text IS NULL AND $2::text IS NULL) OR EXISTS (
@@ -131,6 +131,7 @@ async def discover(
 ) -> list[Json]:
     """Agents that fulfil every filter, ordered by id; status None or "any" takes all.
 
+    An agent that is revoked is inactive, and has `revoked`: true besides.
     Capability and action together ask for one capability that has the action.
     """
     wanted = None if status == "any" else status
@@ -142,9 +143,18 @@ async def discover(
             "type": row["type"],
             "capabilities": json.loads(row["capabilities"]),
             "status": row["status"],
+            **({"revoked": True} if row["revoked"] else {}),
         }
         for row in rows
     ]
+
+
+async def revoked(pool: asyncpg.Pool, agent: str) -> bool:
+    """Whether an agent is revoked now."""
+    async with _asking(pool) as connection:
+        return bool(
+            await connection.fetchval("SELECT revoked FROM read.agents WHERE id = $1", agent)
+        )
 
 
 async def workflow(pool: asyncpg.Pool, id: str) -> Json | None:
@@ -272,7 +282,7 @@ async def _asking(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with pool.acquire() as connection:
             yield connection
-    except asyncpg.UndefinedTableError:
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):  # or another release's
         raise Unavailable("the read models are not built yet", code="store_unavailable") from None
     except event_store.DOWN as error:
         raise Unavailable(

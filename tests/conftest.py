@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from mcp_bus import config, log
+from mcp_bus import config, log, nkeys, tokens
 from mcp_bus.config import Settings
 from mcp_bus.embedded import credentials, nats_server, ports
 from mcp_bus.embedded import postgres as embedded_postgres
@@ -27,10 +28,12 @@ from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import locked
+from mcp_bus.services.auth import Door, Revocations
 from mcp_bus.store import migrate
 from mcp_bus.subjects import STREAM
 
 SECRET = "a secret of thirty-two characters"
+KEYS = tokens.Keys.of(SECRET.encode(), None)
 _numbers = itertools.count(1)
 
 
@@ -48,7 +51,15 @@ class Nats:
     """URLs of one server with a fresh stream."""
 
     services: str
-    agents: str
+    auth: str
+    url: str  # for agents, who bring a token
+
+    def agent(self, name: str, *roles: str) -> str:
+        """The URL by which an agent is let in, in these roles or in that of an agent."""
+        token = tokens.issue(
+            KEYS, name, roles or ("agent",), 3600, doors=("rest", "nats"), agent=name
+        )
+        return self.url.replace("nats://", f"nats://{token}@")
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,9 @@ class Engines:
     def nats(self) -> Nats:
         place = f"{LOOPBACK}:{self.nats_port}"
         return Nats(
-            f"nats://bus:{self.secrets.bus}@{place}", f"nats://agents:{self.secrets.agents}@{place}"
+            f"nats://bus:{self.secrets.bus}@{place}",
+            f"nats://auth:{self.secrets.auth}@{place}",
+            f"nats://{place}",
         )
 
     def postgres(self, database: str) -> Postgres:
@@ -81,7 +94,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     # a loop of its own: the children outlive the loops of single tests
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         running = _running(path)
-        yield runner.run(running.__aenter__())
+        started = runner.run(running.__aenter__())
+        with _letting_in(started.nats().auth):
+            yield started
         runner.run(running.__aexit__(None, None, None))
 
 
@@ -116,13 +131,43 @@ async def nats(engines: Engines) -> Nats:
 def settings(nats: Nats, postgres: Postgres, tmp_path: Path) -> Settings:
     """Settings of a bus on both engines, as a service gets them."""
     return config.load(
-        {}, data_dir=tmp_path, nats=nats.services, postgres=postgres.service, secret=SECRET
+        {},
+        data_dir=tmp_path,
+        nats=nats.services,
+        nats_auth=nats.auth,
+        postgres=postgres.service,
+        secret=SECRET,
     )
+
+
+@contextlib.contextmanager
+def _letting_in(url: str) -> Iterator[None]:
+    """The auth service's own answers, without revocations: the log of one test is not the next's.
+
+    A thread with a loop of its own: it answers while the loops of single tests come and go.
+    """
+    ready, stop = threading.Event(), threading.Event()
+
+    async def answering() -> None:
+        connection = await log.connect(url, name="auth")
+        door = Door(KEYS, nkeys.issuer(SECRET.encode()), Revocations())
+        await log.callout.serve(connection, door.answer)
+        await connection.client.flush()
+        ready.set()
+        await asyncio.to_thread(stop.wait)
+        await connection.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(answering(),))
+    thread.start()
+    ready.wait(10)
+    yield
+    stop.set()
+    thread.join()
 
 
 @contextlib.asynccontextmanager
 async def _running(path: Path) -> AsyncIterator[Engines]:
-    settings = config.load({}, data_dir=path, durability="interval")
+    settings = config.load({}, data_dir=path, durability="interval", secret=SECRET)
     secrets = credentials.load(path)
     nats_port = ports.choose(LOOPBACK, 0, "port")
     postgres_port = ports.choose(LOOPBACK, 0, "port")

@@ -18,6 +18,7 @@ from mcp_bus.cli.history import conversation, tail
 from mcp_bus.cli.migrate import migrate
 from mcp_bus.cli.outcome import Globals, Outcome
 from mcp_bus.cli.rebuild import rebuild
+from mcp_bus.cli.secrets import secrets
 from mcp_bus.cli.services import service_commands
 from mcp_bus.cli.token import token as issue_token
 from mcp_bus.cli.up import up
@@ -49,6 +50,7 @@ def main(
 main.add_command(demo)
 main.add_command(up)
 main.add_command(migrate)
+main.add_command(secrets)
 for _command in (agents, workflows, executions, conversation, tail, issue_token, rebuild):
     main.add_command(_command)
 for _command in service_commands():

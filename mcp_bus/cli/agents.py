@@ -1,9 +1,10 @@
-"""`mcp-bus agents`: which agents there are, and what they can do."""
+"""`mcp-bus agents`: which agents there are, what they can do, and which are shut out."""
 
 from __future__ import annotations
 
 import json
 from typing import IO, Any
+from urllib.parse import quote
 
 import click
 
@@ -12,9 +13,9 @@ from mcp_bus.cli.outcome import Globals
 from mcp_bus.cli.place import ask, client
 
 
-@click.group(short_help="List, show and register agents.")
+@click.group(short_help="List, show, register and revoke agents.")
 def agents() -> None:
-    """List, show and register agents."""
+    """List, show, register and revoke agents."""
 
 
 @agents.command("list")
@@ -31,7 +32,7 @@ def list_agents(
     found = ask(given, "GET", "/agents/discover", query=query)
     if given.as_json:
         return screen.as_json(found)
-    rows = [(a["id"], a["type"], a["status"], ", ".join(_actions(a))) for a in found["agents"]]
+    rows = [(a["id"], a["type"], _status(a), ", ".join(_actions(a))) for a in found["agents"]]
     return screen.table(("id", "type", "status", "actions"), rows)
 
 
@@ -48,7 +49,7 @@ def show(given: Globals, agent_id: str) -> None:
         raise Refused(f"there is no agent {agent_id}", code="unknown_agent")
     if given.as_json:
         return screen.as_json(agent)
-    screen.fields(id=agent["id"], type=agent["type"], status=agent["status"])
+    screen.fields(id=agent["id"], type=agent["type"], status=_status(agent))
     rows = [
         (capability["name"], action, _description(capability, action))
         for capability in agent["capabilities"]
@@ -65,7 +66,19 @@ def register(given: Globals, file: IO[str]) -> None:
     agent = ask(given, "POST", "/agents/register", read_json(file))
     if given.as_json:
         return screen.as_json(agent)
-    return screen.fields(id=agent["id"], status=agent["status"], actions=", ".join(_actions(agent)))
+    return screen.fields(id=agent["id"], status=_status(agent), actions=", ".join(_actions(agent)))
+
+
+@agents.command()
+@click.argument("agent_id", metavar="ID")
+@click.option("--reason", help="Why, for whoever reads the history.")
+@client
+def revoke(given: Globals, agent_id: str, reason: str | None) -> None:
+    """Shut an agent out until somebody else registers it again."""
+    agent = ask(given, "POST", f"/agents/{quote(agent_id, safe='')}/revoke", {"reason": reason})
+    if given.as_json:
+        return screen.as_json(agent)
+    return screen.fields(id=agent["id"], status=_status(agent))
 
 
 def read_json(file: IO[str]) -> Any:
@@ -74,6 +87,10 @@ def read_json(file: IO[str]) -> Any:
         return json.load(file)
     except ValueError as error:
         raise click.BadParameter(f"{file.name} is not JSON: {error}") from None
+
+
+def _status(agent: dict[str, Any]) -> str:
+    return f"{agent['status']}, revoked" if agent.get("revoked") else str(agent["status"])
 
 
 def _actions(agent: dict[str, Any]) -> list[str]:

@@ -51,17 +51,18 @@ async def described(example: Path) -> list[Json]:
 
 
 @contextlib.asynccontextmanager
-async def started(bus: Bus, example: Path) -> AsyncIterator[list[Child]]:
-    """Three agents, each a process that ends with this one."""
+async def started(bus: Bus, example: Path, tokens: dict[str, str]) -> AsyncIterator[list[Child]]:
+    """Three agents, each a process with its own token that ends with this one."""
     commands = {
         agent: (*ADAPTER, "--id", agent, "--", *command) for agent, command in SERVERS.items()
     } | {"release-notes": (sys.executable, "-P", str(example))}
-    variables = environment() | {"MCP_BUS_NATS": bus.nats_url or ""}
+    variables = environment() | {"MCP_BUS_NATS": bus.nats_url, "MCP_BUS_URL": bus.gateway_url}
     async with locked(bus.data_dir / "agents") as home:
         children: list[Child] = []
         try:
             for name, arguments in commands.items():
-                children.append(await start(Command(name, arguments, variables), home))
+                own = variables | {"MCP_BUS_TOKEN": tokens[name]}
+                children.append(await start(Command(name, arguments, own), home))
             yield children
         finally:
             await asyncio.gather(*(_ended(child) for child in children))

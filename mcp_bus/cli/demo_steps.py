@@ -101,11 +101,11 @@ async def show(
     bus: Bus, repo: Path, example: Path, describing: Awaitable[list[Json]], view: View
 ) -> None:
     """The demo on a bus that runs; `describing` gives the agents' registrations."""
-    async with (
-        Rest(bus) as rest,
-        agents_sdk.connect(bus.nats_url, id="demo") as channel,
-        contextlib.AsyncExitStack() as leaving,
-    ):
+    async with Rest(bus) as rest, contextlib.AsyncExitStack() as leaving:
+        token = await rest.token("demo", "admin")
+        channel = await leaving.enter_async_context(
+            agents_sdk.connect(bus.nats_url, id="demo", token=token)
+        )
         with view.waiting("asking two MCP servers for their tools"):
             registrations = await describing
         for registration in registrations:
@@ -114,7 +114,8 @@ async def show(
             answers = await leaving.enter_async_context(
                 channel.subscribe("registry", kind="response")
             )
-            children = await leaving.enter_async_context(demo_agents.started(bus, example))
+            tokens = {r["id"]: await rest.token(r["id"]) for r in registrations}
+            children = await leaving.enter_async_context(demo_agents.started(bus, example, tokens))
             registered = _registered(answers, registrations)
             await demo_agents.while_alive(bus, children, registered)
         await _discover(rest, registrations, view)
@@ -333,6 +334,11 @@ class Rest:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+
+    async def token(self, agent: str, *roles: str) -> str:
+        """A token by which an agent is let in to the log."""
+        body = {"roles": roles} if roles else {}
+        return str((await self.call("POST", f"/agents/{agent}/tokens", body))["token"])
 
     async def call(self, method: str, path: str, body: Any = None) -> Json:
         """The JSON that a call answers; BusError for a problem, Unavailable without an answer."""

@@ -12,11 +12,13 @@ import click
 
 from mcp_bus.cli import screen
 from mcp_bus.cli.outcome import Globals, Unreachable
-from mcp_bus.cli.place import ask, bus_file, client, settings_of
+from mcp_bus.cli.place import ask, bus_file, client, roles_of, settings_of
 
 if TYPE_CHECKING:
     from mcp_bus.log import Record
 
+TAIL = "tail"  # the id under which the log is listened to
+EVERYTHING = "out.>"
 COLUMNS = ("position", "ms", "kind", "source → target", "says")
 
 
@@ -43,17 +45,20 @@ def conversation(given: Globals, correlation_id: str) -> None:
 def tail(given: Globals) -> None:
     """Print the messages of the log as they come, until Ctrl-C.
 
-    Only what the log has stored is shown. Reads MCP_BUS_NATS, else DATA_DIR/bus.json.
+    Only what the log has stored is shown. Reads MCP_BUS_NATS, else DATA_DIR/bus.json; a log that
+    wants a token gets one from the gateway, in the roles of yours.
     """
     settings = settings_of(given)
     url = settings.nats.get_secret_value() if settings.nats else bus_file(settings)["nats"]
-    if url is None:
-        raise Unreachable("this bus does not say where its log is: set MCP_BUS_NATS")
+    token = None
+    if "@" not in url:
+        body = {"roles": roles_of(settings)}
+        token = ask(given, "POST", f"/agents/{TAIL}/tokens", body)["token"]
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        asyncio.run(_tail(url, given.as_json))
+        asyncio.run(_tail(url, token, given.as_json))
 
 
-async def _tail(url: str, as_json: bool) -> None:
+async def _tail(url: str, token: str | None, as_json: bool) -> None:
     from mcp_bus import log
     from mcp_bus.config import LOG_CONNECT_S, TAIL_MESSAGES_MAX
     from mcp_bus.errors import MessageError, Unavailable
@@ -70,12 +75,13 @@ async def _tail(url: str, as_json: bool) -> None:
 
     try:
         async with asyncio.timeout(LOG_CONNECT_S):  # it would try for ever
-            connection = await log.connect(url, name="tail")
+            connection = await log.connect(url, name=TAIL, token=token)
     except (TimeoutError, Unavailable):
         place = url.rpartition("@")[2]
         raise Unreachable(f"no log answers at {place.removeprefix('nats://')}") from None
     try:
-        await connection.listen("out.>", take)
+        await connection.listen(EVERYTHING, take)
+        await connection.heard_from_here(EVERYTHING)
         while True:
             record = await heard.get()
             if missed:

@@ -78,6 +78,17 @@ def bus_file(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def roles_of(settings: Settings) -> list[str]:
+    """The roles that the token in use claims; the bus decides whether it has them."""
+    from mcp_bus.claims import claims_of
+
+    try:
+        roles = claims_of(place_of(settings).token).get("roles")
+    except ValueError:
+        return []
+    return roles if isinstance(roles, list) else []
+
+
 def ask(
     given: Globals, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None
 ) -> Any:

@@ -16,6 +16,7 @@ SERVICES: dict[str, tuple[str, str]] = {
     "registry": ("mcp_bus.services.registry", "decide about agents"),
     "workflow-engine": ("mcp_bus.services.workflows", "decide about workflows and executions"),
     "projector": ("projections.projector", "fold the event store into the read models"),
+    "auth": ("mcp_bus.services.auth", "say who may connect to the log"),
     "gateway": ("gateway.app", "serve REST"),
 }
 

@@ -83,7 +83,7 @@ def _announce(bus: Bus, as_json: bool) -> None:
     """Where everything is; URLs without their passwords, which bus.json keeps."""
     places = {
         "gateway": bus.gateway_url,
-        "nats": _without_password(bus.nats_url),
+        "nats": bus.nats_url,
         "postgres": _without_password(bus.postgres_url),
         "data": str(bus.data_dir),
     }

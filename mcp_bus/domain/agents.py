@@ -1,8 +1,11 @@
 """Agents: the registry's decisions. Who is known, what they can do, who may say so.
 
-Commands: `register` and `set_capabilities`. Facts: AgentRegistered, AgentChanged,
-CapabilitiesChanged. The registry also answers for whoever cannot: a request to an agent that is
-unknown or inactive at its position gets an error, so that no request waits for ever.
+Commands: `register`, `set_capabilities`, `revoke`. Facts: AgentRegistered, AgentChanged,
+CapabilitiesChanged, AgentRevoked, AgentReinstated. A revoked agent is inactive and can say nothing
+more about itself; only somebody else who may write it brings it back, by registering it.
+
+The registry also answers for whoever cannot: a request to an agent that is unknown or inactive at
+its position gets an error, so that no request waits for ever.
 """
 
 from __future__ import annotations
@@ -57,6 +60,15 @@ class Capabilities(BaseModel):
     capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)]
 
 
+class Revocation(BaseModel):
+    """Inputs of `revoke`; the reason is for whoever reads the history."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: Id
+    reason: Text | None = None
+
+
 class Agent(BaseAggregate[str]):
     """An agent as its facts made it."""
 
@@ -91,6 +103,21 @@ class Agent(BaseAggregate[str]):
         def apply(self, aggregate: Agent) -> None:
             aggregate.capabilities = self.capabilities
 
+    @dataclass(frozen=True)
+    class AgentRevoked(Event):
+        TOPIC = "AgentRevoked"
+        reason: str | None
+
+        def apply(self, aggregate: Agent) -> None:
+            aggregate.status, aggregate.revoked = "inactive", True
+
+    @dataclass(frozen=True)
+    class AgentReinstated(Event):
+        TOPIC = "AgentReinstated"
+
+        def apply(self, aggregate: Agent) -> None:
+            aggregate.status, aggregate.revoked = "active", False
+
     def __init__(
         self, type: str, capabilities: list[dict[str, Any]], status: Status, owner: str
     ) -> None:
@@ -98,14 +125,16 @@ class Agent(BaseAggregate[str]):
         self.capabilities = capabilities
         self.status: Status = status
         self.owner = owner
+        self.revoked = False
 
     def as_json(self) -> dict[str, Any]:
-        """The specification's Agent."""
+        """The specification's Agent; of one that is revoked also `revoked`: true."""
         return {
             "id": self.id,
             "type": self.type,
             "capabilities": self.capabilities,
             "status": self.status,
+            **({"revoked": True} if self.revoked else {}),
         }
 
     def actions(self) -> frozenset[str]:
@@ -128,7 +157,7 @@ def fold_fact(agents: Agents, logged: Logged) -> None:
     if name == "AgentRegistered":
         agents.known[message.target] = fact_of(message, logged.time, Agent.TOPIC).mutate(None)
         agents.since[message.target] = logged.position
-    elif name in ("AgentChanged", "CapabilitiesChanged"):
+    elif name in ("AgentChanged", "CapabilitiesChanged", "AgentRevoked", "AgentReinstated"):
         fact_of(message, logged.time).mutate(agents.known[message.target])
 
 
@@ -181,10 +210,11 @@ def checked(model: type[BaseModel], inputs: Any) -> Any:
 
 
 def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
+    """The agent as it is to be; one that is revoked becomes active again before that."""
     wanted: Registration = checked(Registration, inputs)
     if subjects.is_reserved(wanted.id):
         raise Refused(f"the id {wanted.id} is reserved", code="reserved_id", pointer="/id")
-    _authorise(logged.message, wanted.id)
+    _authorise(agents, logged.message, wanted.id)
     given = [capability.model_dump() for capability in wanted.capabilities]
     agent = agents.known.get(wanted.id)
     if agent is None:
@@ -199,7 +229,9 @@ def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
         )
         return _said(agent, logged, created=True)
     draft = copy_of(agent)
-    if (agent.type, agent.status) != (wanted.type, wanted.status):
+    if draft.revoked:
+        draft.trigger_event(Agent.AgentReinstated, timestamp=moment(logged.time))
+    if (draft.type, draft.status) != (wanted.type, wanted.status):
         draft.trigger_event(
             Agent.AgentChanged,
             timestamp=moment(logged.time),
@@ -212,22 +244,43 @@ def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
 
 def _set_capabilities(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     wanted: Capabilities = checked(Capabilities, inputs)
-    agent = agents.known.get(wanted.id)
-    if agent is None:
-        raise Refused(f"there is no agent {wanted.id}", code="unknown_agent")
-    _authorise(logged.message, wanted.id)
-    draft = copy_of(agent)
+    draft = copy_of(_known(agents, wanted.id))
+    _authorise(agents, logged.message, wanted.id)
     _change_capabilities(draft, [c.model_dump() for c in wanted.capabilities], logged)
     return _said(draft, logged)
 
 
-COMMANDS = {"register": _register, "set_capabilities": _set_capabilities}
+def _revoke(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
+    """Make an agent inactive until somebody else registers it again.
+
+    An id that was never registered is refused, because a fact changes an agent that is known. To
+    keep out an agent that has a credential and never came, register it first.
+    """
+    wanted: Revocation = checked(Revocation, inputs)
+    roles.principal_of(logged.message).require(roles.AGENTS_REVOKE, wanted.id)
+    draft = copy_of(_known(agents, wanted.id))
+    if not draft.revoked:
+        draft.trigger_event(Agent.AgentRevoked, timestamp=moment(logged.time), reason=wanted.reason)
+    return _said(draft, logged)
 
 
-def _authorise(message: Message, agent_id: str) -> None:
+COMMANDS = {"register": _register, "set_capabilities": _set_capabilities, "revoke": _revoke}
+
+
+def _known(agents: Agents, agent_id: str) -> Agent:
+    agent = agents.known.get(agent_id)
+    if agent is None:
+        raise Refused(f"there is no agent {agent_id}", code="unknown_agent")
+    return agent
+
+
+def _authorise(agents: Agents, message: Message, agent_id: str) -> None:
+    """Who may write the agent; not the agent itself while it is revoked, whatever its roles."""
     principal = roles.principal_of(message)
-    own = principal.subject == agent_id
-    principal.require(roles.AGENTS_WRITE if own else roles.AGENTS_WRITE_ANY)
+    principal.require(roles.AGENTS_WRITE, agent_id)
+    agent = agents.known.get(agent_id)
+    if agent is not None and agent.revoked and principal.subject == agent_id:
+        raise Refused(f"the agent {agent_id} is revoked", code="agent_revoked")
 
 
 def _change_capabilities(agent: Agent, given: list[dict[str, Any]], logged: Logged) -> None:
@@ -245,7 +298,10 @@ def _said(agent: Agent, logged: Logged, **more: bool) -> list[Draft]:
 
 
 def _unreachable(agents: Agents, target: str) -> BusError:
-    if target in agents.known:
+    agent = agents.known.get(target)
+    if agent is not None and agent.revoked:
+        return BusError(f"the agent {target} is revoked", code="agent_revoked")
+    if agent is not None:
         return BusError(f"the agent {target} is inactive", code="agent_inactive", retryable=True)
     return BusError(f"there is no agent {target}", code="unknown_agent")
 

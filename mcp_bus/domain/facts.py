@@ -23,6 +23,8 @@ FACTS: dict[str, tuple[str, str]] = {
     "AgentRegistered": ("registry", "an agent is known from here on"),
     "AgentChanged": ("registry", "an agent has another type or status"),
     "CapabilitiesChanged": ("registry", "an agent can do other things"),
+    "AgentRevoked": ("registry", "an agent is shut out, and inactive"),
+    "AgentReinstated": ("registry", "a revoked agent is active again"),
     "WorkflowDefined": ("workflows", "a workflow has its first version"),
     "WorkflowRevised": ("workflows", "a workflow has a further version"),
     "StepSkipped": ("workflows", "a step's pre-condition does not hold"),

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from mcp_bus import subjects
 from mcp_bus.errors import Refused
 from mcp_bus.messages import Message
 
 AGENTS_READ = "agents:read"
-AGENTS_WRITE = "agents:write"  # one's own agent: the subject is the agent id
-AGENTS_WRITE_ANY = "agents:write:any"
+AGENTS_WRITE = "agents:write"
+AGENTS_REVOKE = "agents:revoke"
 WORKFLOWS_READ = "workflows:read"
 WORKFLOWS_WRITE = "workflows:write"
 WORKFLOWS_EXECUTE = "workflows:execute"
 HISTORY_READ = "history:read"
 ANALYTICS_READ = "analytics:read"
+BUS_LISTEN = "bus:listen"  # hear every stored message live
 
-_READ = frozenset({AGENTS_READ, WORKFLOWS_READ, HISTORY_READ, ANALYTICS_READ})
+Scope = Literal["own", "any"]  # own: what carries one's own id as agent id
 
-ROLES: dict[str, frozenset[str]] = {
-    "admin": _READ | {AGENTS_WRITE, AGENTS_WRITE_ANY, WORKFLOWS_WRITE, WORKFLOWS_EXECUTE},
-    "operator": _READ | {WORKFLOWS_EXECUTE},
-    "developer": _READ | {AGENTS_WRITE, WORKFLOWS_WRITE, WORKFLOWS_EXECUTE},
-    "analyst": _READ,
-    "agent": frozenset({AGENTS_READ, AGENTS_WRITE, WORKFLOWS_READ, WORKFLOWS_EXECUTE}),
+ROLES = ("admin", "operator", "developer", "analyst", "agent")
+
+# permission -> the scope in which each of ROLES has it, None: not at all
+# fmt: off
+GRANTS: dict[str, tuple[Scope | None, ...]] = {
+    #                   admin  operator  developer  analyst  agent
+    AGENTS_READ:       ("any", "any",    "any",     "any",   "any"),
+    AGENTS_WRITE:      ("any", None,     "own",     None,    "own"),
+    AGENTS_REVOKE:     ("any", "any",    None,      None,    None),
+    WORKFLOWS_READ:    ("any", "any",    "any",     "any",   "any"),
+    WORKFLOWS_WRITE:   ("any", None,     "any",     None,    None),
+    WORKFLOWS_EXECUTE: ("any", "any",    "any",     None,    "any"),
+    HISTORY_READ:      ("any", "any",    "any",     "any",   None),
+    ANALYTICS_READ:    ("any", "any",    "any",     "any",   None),
+    BUS_LISTEN:        ("any", "any",    "any",     "any",   "own"),
 }
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +47,29 @@ class Principal:
     subject: str
     roles: tuple[str, ...]
 
-    def require(self, permission: str) -> None:
-        """Raises Refused `forbidden` unless a role grants the permission."""
-        if not may(self.roles, permission):
+    def scope(self, permission: str) -> Scope | None:
+        """The widest scope in which a role grants the permission, None if none does."""
+        granted = {
+            scope
+            for role, scope in zip(ROLES, GRANTS[permission], strict=True)
+            if role in self.roles
+        }
+        return "any" if "any" in granted else "own" if "own" in granted else None
+
+    def may(self, permission: str, agent: str | None = None) -> bool:
+        """Whether a role grants the permission for `agent`; without one, in either scope."""
+        scope = self.scope(permission)
+        return scope == "any" or (scope == "own" and agent in (None, self.subject))
+
+    def require(self, permission: str, agent: str | None = None) -> None:
+        """Raises Refused `forbidden` unless `may(permission, agent)`."""
+        if not self.may(permission, agent):
+            own = "own" in GRANTS[permission] and agent in (None, self.subject)
             raise Refused(
-                f"{self.subject} ({', '.join(self.roles) or 'no role'}) lacks {permission}",
+                f"{self.subject} ({', '.join(self.roles) or 'no role'}) "
+                f"lacks {permission} with scope {'own or any' if own else 'any'}",
                 code="forbidden",
             )
-
-
-def may(roles: Iterable[str], permission: str) -> bool:
-    """Whether one of the roles grants the permission."""
-    return any(permission in ROLES.get(role, frozenset()) for role in roles)
 
 
 def principal_of(message: Message) -> Principal:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from mcp_bus.config import Settings
 from mcp_bus.embedded import ports
 from mcp_bus.embedded.credentials import Credentials
+from mcp_bus.errors import SettingsError
 from mcp_bus.store.migrate import READER, SERVICE
 
 LOOPBACK = "127.0.0.1"
@@ -28,7 +29,8 @@ class Addresses:
 
     gateway: str
     nats: str = field(repr=False)  # our services
-    nats_agents: str | None = field(repr=False)  # None when the log was given by URL
+    nats_auth: str | None = field(repr=False)  # the auth service
+    nats_agents: str  # agents, who bring their tokens
     nats_port: int | None  # of the embedded log
     postgres: str = field(repr=False)  # our services
     postgres_reader: str | None = field(repr=False)  # None when no admin was given
@@ -45,9 +47,16 @@ def plan(settings: Settings, secrets: Credentials) -> Addresses:
     if settings.nats is None:
         nats_port = ports.choose(LOOPBACK, settings.nats_port, "MCP_BUS_NATS_PORT")
         nats = f"nats://bus:{secrets.bus}@{LOOPBACK}:{nats_port}"
-        agents = f"nats://agents:{secrets.agents}@{LOOPBACK}:{nats_port}"
+        auth: str | None = f"nats://auth:{secrets.auth}@{LOOPBACK}:{nats_port}"
     else:
-        nats, agents = settings.nats.get_secret_value(), None
+        nats = settings.nats.get_secret_value()
+        for name in ("nats_auth", "secret"):
+            if getattr(settings, name) is None:
+                raise SettingsError(
+                    f"MCP_BUS_{name.upper()} is not set: a log given by MCP_BUS_NATS trusts the "
+                    "auth service by its password and the issuer that follows from the bus secret"
+                )
+        auth = settings.nats_auth.get_secret_value() if settings.nats_auth else None
 
     if settings.postgres is None:
         postgres_port = ports.choose(LOOPBACK, settings.postgres_port, "MCP_BUS_POSTGRES_PORT")
@@ -65,7 +74,8 @@ def plan(settings: Settings, secrets: Credentials) -> Addresses:
     return Addresses(
         gateway=f"http://{_reachable(settings.host)}:{port}",
         nats=nats,
-        nats_agents=agents,
+        nats_auth=auth,
+        nats_agents=f"nats://{nats.rpartition('@')[2].removeprefix('nats://')}",
         nats_port=nats_port,
         postgres=store,
         postgres_reader=reader or None,
@@ -85,6 +95,7 @@ def of_services(
             "data_dir": folder,
             "port": urlsplit(addresses.gateway).port,
             "nats": SecretStr(addresses.nats),
+            "nats_auth": SecretStr(addresses.nats_auth) if addresses.nats_auth else None,
             "postgres": SecretStr(addresses.postgres),
             "postgres_admin": None,
             "secret": settings.secret or SecretStr(secrets.secret),

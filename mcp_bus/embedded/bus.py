@@ -21,8 +21,7 @@ from pathlib import Path
 import aiohttp
 from pydantic import SecretStr
 
-from gateway import auth
-from mcp_bus import __version__, log
+from mcp_bus import __version__, log, tokens
 from mcp_bus.config import (
     HEALTH_POLL_S,
     START_S_MAX,
@@ -39,9 +38,10 @@ from mcp_bus.embedded.folder import Folder, locked, write_private
 from mcp_bus.embedded.supervisor import OnEvent, Supervisor
 from mcp_bus.errors import SettingsError, Unavailable
 from mcp_bus.store import migrate
+from mcp_bus.tokens import Keys
 
 # in the order in which they start; they stop in the reverse one
-SERVICES = ("recorder", "registry", "workflow-engine", "projector", "gateway")
+SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
 ENGINES = (nats_server.NAME, postgres.NAME)
 
 ServiceCommand = Callable[[str], tuple[str, ...]]
@@ -57,7 +57,7 @@ class Bus:
     """A running bus; made by `running`."""
 
     gateway_url: str
-    nats_url: str | None  # for agents; None when the log was given by URL
+    nats_url: str  # for agents, who bring a token
     postgres_url: str | None  # a read-only role; None when the store was given without an admin
     admin_url: str | None  # PostgreSQL, for migrations
     data_dir: Path
@@ -91,6 +91,7 @@ async def running(
         files = [folder.bus_file, *([ready_file.absolute()] if ready_file else [])]
         _remove(files)  # what a killed bus left behind
         secrets = credentials.load(folder.path)
+        keys = _keys(settings, secrets)
         addresses = plan(settings, secrets)
         children = of_services(settings, folder.path, addresses, secrets)
 
@@ -104,9 +105,8 @@ async def running(
             await _healthy(addresses.gateway, supervisor)
 
             leaving.callback(_remove, files)
-            secret = (settings.secret or SecretStr(secrets.secret)).get_secret_value().encode()
-            token = _tell(files, addresses, secret)
-            telling = asyncio.create_task(_tell_again(files, addresses, secret))
+            token = _tell(files, addresses, keys)
+            telling = asyncio.create_task(_tell_again(files, addresses, keys))
             leaving.callback(telling.cancel)
             yield Bus(
                 gateway_url=addresses.gateway,
@@ -121,6 +121,17 @@ async def running(
             _raise_if_failed(supervisor, error)
             raise
         _raise_if_failed(supervisor, None)
+
+
+def _keys(settings: Settings, secrets: Credentials) -> Keys:
+    secret = (settings.secret or SecretStr(secrets.secret)).get_secret_value()
+    keys = Keys.of(secret.encode(), settings.token_key)
+    if keys.signing is None:
+        raise SettingsError(
+            f"MCP_BUS_TOKEN_KEY: {settings.token_key} is a public key, "
+            "and an embedded bus issues tokens: give it the private one"
+        )
+    return keys
 
 
 async def _start_engines(
@@ -180,9 +191,9 @@ async def _healthy(gateway: str, supervisor: Supervisor) -> None:
     )
 
 
-def _tell(files: list[Path], addresses: Addresses, secret: bytes) -> str:
+def _tell(files: list[Path], addresses: Addresses, keys: Keys) -> str:
     """Write where the bus is found, with a fresh token of an admin, and return the token."""
-    token = auth.issue(secret, "admin", ["admin"], TOKEN_TTL_S)
+    token = tokens.issue(keys, "admin", ["admin"], TOKEN_TTL_S)
     found = {
         "gateway": addresses.gateway,
         "nats": addresses.nats_agents,
@@ -199,11 +210,11 @@ def _tell(files: list[Path], addresses: Addresses, secret: bytes) -> str:
     return token
 
 
-async def _tell_again(files: list[Path], addresses: Addresses, secret: bytes) -> None:
+async def _tell_again(files: list[Path], addresses: Addresses, keys: Keys) -> None:
     """Renew the token long before it ends: a bus runs for longer than a token lives."""
     while True:
         await asyncio.sleep(TOKEN_TTL_S / 2)
-        _tell(files, addresses, secret)
+        _tell(files, addresses, keys)
 
 
 async def _stop(supervisor: Supervisor) -> None:

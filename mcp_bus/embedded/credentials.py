@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcp_bus.config import Settings
 from mcp_bus.embedded.folder import make_private, write_private
 from mcp_bus.errors import SettingsError
 
@@ -22,11 +23,16 @@ class Credentials:
 
     secret: str
     bus: str  # NATS: our services
-    agents: str  # NATS: every agent, until each has a token of its own
+    auth: str  # NATS: the service that is asked who may connect
     sys: str  # NATS: the system account
     postgres_admin: str
     postgres_service: str
     postgres_reader: str
+
+    def bus_secret(self, settings: Settings) -> bytes:
+        """The secret that the settings name, else the one of this folder."""
+        given = settings.secret.get_secret_value() if settings.secret else self.secret
+        return given.encode()
 
 
 def load(folder: Path) -> Credentials:
@@ -35,7 +41,7 @@ def load(folder: Path) -> Credentials:
     return Credentials(
         secret=_kept(folder / "secret"),
         bus=_kept(folder / "passwords" / "bus"),
-        agents=_kept(folder / "passwords" / "agents"),
+        auth=_kept(folder / "passwords" / "auth"),
         sys=_kept(folder / "passwords" / "sys"),
         postgres_admin=_kept(postgres_admin_file(folder)),
         postgres_service=_kept(folder / "passwords" / "postgres_service"),

@@ -13,6 +13,7 @@ import signal
 from importlib import metadata
 from pathlib import Path
 
+from mcp_bus import nkeys
 from mcp_bus.config import ENGINE_POLL_S, LOG_STORE_BYTES_MAX, START_S_MAX, Settings
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child, Command, environment, start
@@ -41,7 +42,8 @@ async def serve(settings: Settings, folder: Folder, port: int, credentials: Cred
         "SYNC_INTERVAL": SYNC_INTERVAL[settings.durability],
         "SYS_PASSWORD": credentials.sys,
         "BUS_PASSWORD": credentials.bus,
-        "AGENTS_PASSWORD": credentials.agents,
+        "AUTH_PASSWORD": credentials.auth,
+        "AUTH_ISSUER": nkeys.issuer(credentials.bus_secret(settings)).public,
     }
     command = Command(
         NAME,

@@ -5,6 +5,7 @@ package is the only importer of nats-py, because each of its pitfalls is handled
 futures that hang, silent drops, publishes without an outcome, fetches that sit out their time.
 """
 
+from mcp_bus.log import callout
 from mcp_bus.log.asker import Answer, Asker
 from mcp_bus.log.connection import Listening, Log, connect
 from mcp_bus.log.delivery import Deliveries, Delivery
@@ -26,6 +27,7 @@ __all__ = [
     "Output",
     "Published",
     "Record",
+    "callout",
     "connect",
     "prepare",
 ]

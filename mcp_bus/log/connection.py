@@ -2,7 +2,8 @@
 
 Promises: `generation` grows with each lost connection, so that whoever holds something that
 lives in the connection (a follower, a pull) sees that it is gone; a publish that the server
-forbids fails at once and not by time-out. Never: publish while disconnected, to be flushed blind.
+forbids fails at once and not by time-out; a connection that is over for good sets `ended`.
+Never: publish while disconnected, to be flushed blind.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nats.aio.client import Client
@@ -30,7 +32,12 @@ from mcp_bus.messages import Message
 
 logger = logging.getLogger(__name__)
 
-_FORBIDDEN = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
+Token = str | Callable[[], str] | None
+
+_FORBIDDEN = re.compile(
+    r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
+)
+_DENIED = "Authorization Violation"
 _NO_MESSAGE = 10037
 _CONSUMER_EXISTS = (10148, 10013)
 
@@ -42,9 +49,15 @@ class Log:
         self.name = name
         self.client = Client()
         self.generation = 0
+        self.ended = asyncio.Event()
+        self.refused: Refused | None = None  # why the server lets us in no more
         self.publisher = Publisher(self)
         self._connected = asyncio.Event()
         self._lost: set[asyncio.Event] = set()
+        self._unheard: set[str] = set()  # subjects that may not be listened to
+        self._denied_at = 0.0
+        self._denials = 0  # one quickly after the other
+        self._closing: asyncio.Task[None] | None = None
 
     # --- writing
 
@@ -88,10 +101,38 @@ class Log:
             except Exception:
                 logger.exception("a listener failed on %s", msg.subject)
 
+        return await self.subscribe(subject, heard)
+
+    async def heard_from_here(self, subject: str) -> None:
+        """Wait until the server listens for us, so that nothing published later is missed.
+
+        Raises Refused `forbidden`, Unavailable.
+        """
+        try:
+            await self.client.flush(int(config.LOG_REQUEST_S))
+        except (TimeoutError, NatsError, OSError) as error:
+            raise Unavailable(f"cannot listen to {subject}: {error!r}") from None
+        if subject.lower() in self._unheard:
+            raise Refused(f"the log forbids listening to {subject}", code="forbidden")
+
+    async def subscribe(
+        self, subject: str, handle: Callable[[Msg], Awaitable[None]], queue: str = ""
+    ) -> Listening:
+        """Await `handle` for each message on core NATS; those of one `queue` share them."""
         subscription = await self.client.subscribe(
-            subject, cb=heard, pending_msgs_limit=-1, pending_bytes_limit=-1
+            subject, queue=queue, cb=handle, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
         return Listening(subscription)
+
+    async def ask(self, subject: str, data: bytes) -> Msg:
+        """A question on core NATS; raises TimeoutError, NatsError or OSError.
+
+        Never for a subject of the stream: its answer would be the acknowledgement.
+        """
+        # with a time-out of its own nats-py waits by asyncio.wait_for, which in Python 3.11
+        # forgets a cancellation that comes together with the answer
+        async with asyncio.timeout(config.LOG_REQUEST_S):
+            return await self.client.request(subject, data, timeout=None)  # type: ignore[arg-type]
 
     async def info(self) -> LogInfo:
         """First and last position, identity and settings of the stream."""
@@ -109,7 +150,7 @@ class Log:
 
     async def open_queue(self, agent: str, after: int) -> None:
         """Make the durable queue of an agent id, from the first request after a position."""
-        name = f"agent-{agent}"
+        name = subjects.queue_of(agent)
         await self.api(
             f"CONSUMER.DURABLE.CREATE.{subjects.STREAM}.{name}",
             {
@@ -136,7 +177,7 @@ class Log:
     ) -> dict[str, Any]:
         """A JetStream API call; raises Unavailable for an error whose number is not allowed."""
         try:
-            reply = await self._request(verb, body or {})
+            reply = await self.ask(f"$JS.API.{verb}", json.dumps(body or {}).encode())
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"the log did not answer {verb}: {error!r}") from None
         answer: dict[str, Any] = json.loads(reply.data)
@@ -160,6 +201,10 @@ class Log:
             return False
         return True
 
+    async def reconnect(self) -> None:
+        """Connect again, with a fresh token; what lived in the connection is lost."""
+        await self.client.force_reconnect()
+
     async def close(self) -> None:
         """Say what is still buffered, then close; safe to call twice."""
         try:
@@ -170,37 +215,46 @@ class Log:
             pass
         await self.client.close()
 
-    async def _open(self, url: str, token: str | None, reconnect: bool) -> None:
-        try:
-            await self.client.connect(
+    async def _open(self, url: str, token: Token, reconnect: bool) -> None:
+        opening = asyncio.ensure_future(
+            self.client.connect(
                 url,
-                name=f"mcp-bus {self.name}",
+                name=self.name,
                 token=token,
+                inbox_prefix=f"_INBOX_{self.name}".encode(),
                 allow_reconnect=reconnect,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=config.RECONNECT_WAIT_S,  # type: ignore[arg-type]
+                reconnect_time_wait=_jittered_s(),  # type: ignore[arg-type]
                 connect_timeout=int(config.LOG_CONNECT_S),
                 ping_interval=config.PING_EVERY_S,
                 max_outstanding_pings=config.PINGS_OUTSTANDING_MAX,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_lost,
-                closed_cb=self._on_lost,
+                closed_cb=self._on_closed,
                 reconnected_cb=self._on_reconnected,
             )
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # forgotten on the way, as in _request
-                raise asyncio.CancelledError
-        except asyncio.CancelledError:
-            await self.client.close()
-            raise
+        )
+        ended = asyncio.ensure_future(self.ended.wait())
+        try:
+            await asyncio.wait({opening, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if self.refused is not None:
+                raise self.refused
+            opening.result()
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"no log at {_without_password(url)}: {error!r}") from None
+        finally:
+            ended.cancel()
+            if not self.client.is_connected:
+                opening.cancel()
+                await asyncio.wait({opening})
+                await self.client.close()
         self._connected.set()
         await self.publisher.open()
 
     async def _direct(self, wanted: dict[str, Any]) -> Record | None:
         try:
-            msg = await self._request(f"DIRECT.GET.{subjects.STREAM}", wanted)
+            subject = f"$JS.API.DIRECT.GET.{subjects.STREAM}"
+            msg = await self.ask(subject, json.dumps(wanted).encode())
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"the log did not answer a read: {error!r}") from None
         headers = dict(msg.headers or {})
@@ -211,24 +265,38 @@ class Log:
             int(headers["Nats-Sequence"]), time_us, headers["Nats-Subject"], msg.data, headers
         )
 
-    async def _request(self, verb: str, body: dict[str, Any]) -> Msg:
-        # with a time-out of its own nats-py waits by asyncio.wait_for, which in Python 3.11
-        # forgets a cancellation that comes together with the answer
-        async with asyncio.timeout(config.LOG_REQUEST_S):
-            return await self.client.request(
-                f"$JS.API.{verb}",
-                json.dumps(body).encode(),
-                timeout=None,  # type: ignore[arg-type]
-            )
-
     async def _on_error(self, error: Exception) -> None:
         found = _FORBIDDEN.search(str(error))
-        if found:
+        if found and found[1].lower() == "subscription":
+            self._unheard.add(found[2].lower())  # nats-py tells it in lower case
+        elif found:
             self.publisher.forbidden(
-                found[1], Refused(f"the log forbids publishing to {found[1]}", code="forbidden")
+                found[2], Refused(f"the log forbids publishing to {found[2]}", code="forbidden")
             )
         else:
             logger.info("connection to the log: %s", error)
+            if _DENIED in str(error):
+                self._denied()
+
+    def _denied(self) -> None:
+        """End for good when the bus says no again and again, at once: a bus that cannot say who
+        may connect is slow to refuse, and is waited for."""
+        now = asyncio.get_running_loop().time()
+        quick = now - self._denied_at < config.DENIAL_QUICK_S
+        self._denials = self._denials + 1 if quick else 1
+        self._denied_at = now
+        if self._denials == config.DENIALS_MAX:
+            self.refused = Refused(
+                f"the bus does not let {self.name} in: no token, or one that is over, revoked, "
+                "or another's",
+                code="unauthenticated",
+            )
+            self.ended.set()
+            self._closing = asyncio.create_task(self.client.close())
+
+    async def _on_closed(self) -> None:
+        await self._on_lost()
+        self.ended.set()
 
     async def _on_lost(self) -> None:
         if self._connected.is_set():
@@ -253,14 +321,21 @@ class Listening:
             await self._subscription.unsubscribe()
 
 
-async def connect(url: str, *, name: str, reconnect: bool = True, token: str | None = None) -> Log:
-    """Open a connection; raises Unavailable when there is no log.
+async def connect(url: str, *, name: str, reconnect: bool = True, token: Token = None) -> Log:
+    """Open a connection of an agent id or a service; a `token` that is asked for is asked anew
+    for each connection.
 
+    Raises Unavailable when there is no log, Refused `unauthenticated` when it does not let us in.
     `reconnect=False` gives a session: one connection, and when it is lost it stays lost.
     """
     log = Log(name)
     await log._open(url, token, reconnect)
     return log
+
+
+def _jittered_s() -> float:
+    """Between two tries to connect again: not all at once after the server was away."""
+    return random.uniform(config.RECONNECT_WAIT_S, config.RECONNECT_WAIT_S_MAX)
 
 
 def _heard(msg: Msg) -> Record:

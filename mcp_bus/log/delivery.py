@@ -55,7 +55,8 @@ class Deliveries:
 
     def __init__(self, log: Log, agent: str, in_flight: int) -> None:
         self._log = log
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.agent-{agent}"
+        queue = f"{subjects.STREAM}.{subjects.queue_of(agent)}"
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue}"
         self._room = in_flight  # neither asked for nor in hand
         self._asked = 0
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()

@@ -5,6 +5,7 @@ CREATE TABLE agents (
     id            text PRIMARY KEY,
     type          text NOT NULL,
     status        text NOT NULL,            -- active, inactive
+    revoked       boolean NOT NULL,         -- and so inactive, until reinstated
     owner         text NOT NULL,
     version       bigint NOT NULL,          -- of the last fact
     capabilities  json NOT NULL,            -- as they were registered

@@ -74,7 +74,7 @@ def greeter(url: str) -> Agent:
 @contextlib.asynccontextmanager
 async def answering(bus: Nats) -> AsyncIterator[Bus]:
     """Somebody to ask the greeter with."""
-    async with greeter(bus.agents), connect(bus.agents) as client:
+    async with greeter(bus.agent("greeter")), connect(bus.agent("client", "developer")) as client:
         yield client
 
 
@@ -162,7 +162,7 @@ async def test_bad_inputs_are_pointed_at(bus: Nats) -> None:
 
 async def test_nobody_of_that_name_is_told_by_the_registry(bus: Nats) -> None:
     """Without waiting for a time-out."""
-    async with connect(bus.agents) as client:
+    async with connect(bus.agent("client", "developer")) as client:
         with pytest.raises(BusError) as answered:
             await client.request("nobody", "act", timeout=20)
     assert answered.value.code == "unknown_agent"
@@ -171,9 +171,9 @@ async def test_nobody_of_that_name_is_told_by_the_registry(bus: Nats) -> None:
 async def test_a_request_whose_deadline_has_passed_is_not_run(bus: Nats) -> None:
     """It is answered with `answer_timeout`."""
     ran = threading.Event()
-    agent = Agent("late", url=bus.agents)
+    agent = Agent("late", url=bus.agent("late"))
     agent.action(name="act")(ran.set)
-    async with agent, connect(bus.agents) as client:
+    async with agent, connect(bus.agent("client", "developer")) as client:
         answers = client.subscribe(source="late", kind="response")
         async with answers:
             payload = {"action": "act", "inputs": {}}
@@ -187,7 +187,7 @@ async def test_a_request_whose_deadline_has_passed_is_not_run(bus: Nats) -> None
 async def test_a_message_as_in_the_specification_is_answered(bus: Nats) -> None:
     """Without any of our metadata: the answer says so in kind."""
     request = {
-        "source": "plain",
+        "source": "client",
         "target": "greeter",
         "context": {
             "type": "request",
@@ -200,7 +200,7 @@ async def test_a_message_as_in_the_specification_is_answered(bus: Nats) -> None:
         answer = await anext(answers)
     assert answer.payload == {"outputs": {"result": "Hello Ann"}}
     assert (answer.metadata.correlation_id, answer.metadata.causation_id) == ("c", None)
-    assert answer.subject == "mcp.response.greeter.plain._"
+    assert answer.subject == "mcp.response.greeter.client._"
 
 
 async def test_a_malformed_request_does_not_stop_the_next_one(bus: Nats) -> None:
@@ -214,7 +214,7 @@ async def test_a_malformed_request_does_not_stop_the_next_one(bus: Nats) -> None
 
 async def test_what_an_action_sends_belongs_to_its_conversation(bus: Nats) -> None:
     """Its requests and events carry the correlation, the cause and the trace of its request."""
-    agent = Agent("asker", url=bus.agents)
+    agent = Agent("asker", url=bus.agent("asker"))
 
     @agent.action
     async def pass_on(name: str) -> dict[str, Any]:
@@ -223,9 +223,9 @@ async def test_what_an_action_sends_belongs_to_its_conversation(bus: Nats) -> No
 
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with (
-        greeter(bus.agents),
+        greeter(bus.agent("greeter")),
         agent,
-        connect(bus.agents, id="user") as user,
+        connect(bus.agent("user", "developer"), id="user") as user,
         user.subscribe(source="asker") as events,
         user.subscribe(source="asker", target="greeter", kind="request") as requests,
         user.subscribe(source="asker", target="user", kind="response") as answers,
@@ -247,7 +247,9 @@ async def test_the_same_request_has_one_answer_in_the_log(bus: Nats) -> None:
     async with answering(bus) as client, client.subscribe(kind="response") as answers:
         await client.request("greeter", "greet", {"name": "Ann"})
         answer = await anext(answers)
-        again = await client.log.publish(answer)
+        services = await log.connect(bus.services, name="test")
+        again = await services.publish(answer)
+        await services.close()
     assert again.duplicate
 
 
@@ -271,10 +273,10 @@ async def test_processes_of_one_id_share_its_work(bus: Nats) -> None:
     async def meet() -> None:
         await meeting.wait()
 
-    agents = [Agent("pair", url=bus.agents) for _ in range(2)]
+    agents = [Agent("pair", url=bus.agent("pair")) for _ in range(2)]
     for agent in agents:
         agent.action(meet)
-    async with agents[0], agents[1], connect(bus.agents) as client:
+    async with agents[0], agents[1], connect(bus.agent("client", "developer")) as client:
         await asyncio.gather(*(client.request("pair", "meet") for _ in range(2)))
 
 
@@ -284,10 +286,10 @@ async def test_an_action_may_be_given_with_its_schemas(bus: Nats) -> None:
     async def run(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"got": inputs}
 
-    agent = Agent("raw", url=bus.agents)
+    agent = Agent("raw", url=bus.agent("raw"))
     agent.add(Action("act", run, inputs={"type": "object", "x-own": 1}))
     assert agent.describe()["capabilities"][0]["parameters"]["act"]["inputs"]["x-own"] == 1
-    async with agent, connect(bus.agents) as client:
+    async with agent, connect(bus.agent("client", "developer")) as client:
         assert await client.request("raw", "act", {"a": [1]}) == {"got": {"a": [1]}}
 
 
@@ -297,7 +299,7 @@ async def test_an_agent_tells_that_it_lives(bus: Nats) -> None:
     services = await log.connect(bus.services, name="test")
     try:
         await services.listen("hb.greeter", lambda r: beats.put_nowait(json.loads(r.data)))
-        async with greeter(bus.agents) as agent:
+        async with greeter(bus.agent("greeter")) as agent:
             up = await beats.get()
             assert up == {"instance": agent.bus.instance, "inFlight": 0, "status": "up"}
         assert (await beats.get())["status"] == "draining"
@@ -307,7 +309,7 @@ async def test_an_agent_tells_that_it_lives(bus: Nats) -> None:
 
 async def test_a_refusal_ends_the_agent(bus: Nats) -> None:
     """It does not look alive, and does not try for ever."""
-    agent = Agent("greeter", type="t" * 300, url=bus.agents)
+    agent = Agent("greeter", type="t" * 300, url=bus.agent("greeter"))
     with pytest.raises(BusError) as refused:
         async with agent:
             pass
@@ -322,7 +324,9 @@ async def program(bus: Nats, tmp_path: Path, **extra: str) -> AsyncIterator[Any]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(path), bus.agents), env=environment | extra, stderr=-1
+        *(sys.executable, str(path), bus.agent("greeter", "developer")),
+        env=environment | extra,
+        stderr=-1,
     )
     try:
         yield process
@@ -335,7 +339,7 @@ async def program(bus: Nats, tmp_path: Path, **extra: str) -> AsyncIterator[Any]
 async def test_sigterm_finishes_what_runs(bus: Nats, tmp_path: Path) -> None:
     """The answer to a request in hand is stored before the process ends, with exit code 0."""
     async with (
-        connect(bus.agents) as client,
+        connect(bus.agent("client", "developer")) as client,
         client.subscribe(target="started") as started,
         program(bus, tmp_path) as process,
     ):
@@ -354,7 +358,7 @@ async def test_sigterm_finishes_what_runs(bus: Nats, tmp_path: Path) -> None:
 
 async def test_a_killed_process_leaves_its_request_to_the_next(bus: Nats, tmp_path: Path) -> None:
     """Killed with the request in hand: another process of the id answers it, once."""
-    async with connect(bus.agents) as client:
+    async with connect(bus.agent("client", "developer")) as client:
         async with program(bus, tmp_path, MCP_BUS_FAULT_AT="agent.taken") as process:
             async with client.subscribe("registry", "greeter", "response") as registered:
                 await anext(registered)
@@ -368,7 +372,7 @@ async def test_a_process_killed_before_its_acknowledgement_answers_once(
     bus: Nats, tmp_path: Path
 ) -> None:
     """The request is run again by the next process, and its answer is the one that is there."""
-    async with connect(bus.agents) as client:
+    async with connect(bus.agent("client", "developer")) as client:
         async with program(bus, tmp_path, MCP_BUS_FAULT_AT="agent.answered") as process:
             async with client.subscribe("registry", "greeter", "response") as registered:
                 await anext(registered)

@@ -17,28 +17,39 @@ from tests.conftest import Nats
 @pytest.fixture(autouse=True)
 def no_bus_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever runs on this machine, a test finds what it made itself."""
-    for name in ("MCP_BUS_NATS", "MCP_BUS_TOKEN"):
+    for name in ("MCP_BUS_NATS", "MCP_BUS_URL", "MCP_BUS_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MCP_BUS_DATA_DIR", str(tmp_path))
+
+
+def found(
+    url: str | None = None, token: str | None = None, data_dir: Path | None = None
+) -> tuple[str, str | None, str | None]:
+    """Where the bus is: log, gateway, token."""
+    place = find(url, token, data_dir)
+    return place.url, place.gateway, place.token()
 
 
 def test_arguments_win_over_the_environment_over_the_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each place is looked at in turn."""
-    (tmp_path / "bus.json").write_text(json.dumps({"nats": "nats://folder"}))
-    assert find(None, None, None) == ("nats://folder", None)
+    said = {"nats": "nats://folder", "gateway": "http://folder", "token": "t0"}
+    (tmp_path / "bus.json").write_text(json.dumps(said))
+    assert found() == ("nats://folder", "http://folder", "t0")
     monkeypatch.setenv("MCP_BUS_NATS", "nats://environment")
     monkeypatch.setenv("MCP_BUS_TOKEN", "t1")
-    assert find(None, None, None) == ("nats://environment", "t1")
-    assert find(None, None, tmp_path) == ("nats://folder", "t1")
-    assert find("nats://argument", "t2", None) == ("nats://argument", "t2")
+    assert found() == ("nats://environment", None, "t1")
+    monkeypatch.setenv("MCP_BUS_URL", "http://environment")
+    assert found() == ("nats://environment", "http://environment", "t1")
+    assert found(data_dir=tmp_path) == ("nats://folder", "http://folder", "t1")
+    assert found("nats://argument", "t2") == ("nats://argument", "http://environment", "t2")
 
 
 def test_a_url_with_a_password_needs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The token of the REST API must not replace it."""
     monkeypatch.setenv("MCP_BUS_TOKEN", "for the gateway")
-    assert find("nats://a:b@host", None, None) == ("nats://a:b@host", None)
+    assert found("nats://a:b@host") == ("nats://a:b@host", None, None)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"nats": null}'])
@@ -65,15 +76,15 @@ async def test_a_bus_that_is_not_there_is_a_clear_error() -> None:
 async def test_an_id_that_is_none_is_refused(nats: Nats) -> None:
     """Before anything is sent."""
     with pytest.raises(BusError, match="is not an id"):
-        async with connect(nats.agents, id="a.b"):
+        async with connect(nats.agent("ab"), id="a.b"):
             pass
 
 
 async def test_an_event_is_heard_once_it_is_stored(nats: Nats) -> None:
     """By whoever listens to its source, its target, or to all; with its position told."""
     async with (
-        connect(nats.agents, id="teller") as teller,
-        connect(nats.agents) as listener,
+        connect(nats.agent("teller"), id="teller") as teller,
+        connect(nats.agent("client", "developer")) as listener,
         listener.subscribe(source="teller") as by_source,
         listener.subscribe(target="topic") as by_target,
         listener.subscribe(target="other") as others,
@@ -88,7 +99,7 @@ async def test_an_event_is_heard_once_it_is_stored(nats: Nats) -> None:
 
 async def test_a_subscription_ends_with_its_bus(nats: Nats) -> None:
     """Who still waits is told."""
-    async with connect(nats.agents) as bus:
+    async with connect(nats.agent("client", "developer")) as bus:
         messages = bus.subscribe()
         await messages.__aenter__()
         waiting = asyncio.ensure_future(anext(messages, None))
@@ -98,14 +109,14 @@ async def test_a_subscription_ends_with_its_bus(nats: Nats) -> None:
 @pytest.mark.parametrize(("source", "kind"), [("a.*", "event"), (">", "event"), ("*", "all")])
 async def test_a_filter_is_made_of_ids_and_stars(nats: Nats, source: str, kind: str) -> None:
     """Nothing of NATS shines through."""
-    async with connect(nats.agents) as bus:
+    async with connect(nats.agent("client", "developer")) as bus:
         with pytest.raises(BusError):
             bus.subscribe(source=source, kind=kind)  # type: ignore[arg-type]
 
 
 async def test_nobody_answers_is_told_in_time(nats: Nats) -> None:
     """`answer_timeout`, retryable, with the position of the question."""
-    async with connect(nats.agents) as bus:
+    async with connect(nats.agent("client", "developer")) as bus:
         with pytest.raises(BusError) as silent:
             await bus.request("nobody", "act", timeout=0.2)
     assert (silent.value.code, silent.value.retryable) == ("answer_timeout", True)
@@ -117,7 +128,7 @@ async def test_what_every_reader_would_refuse_is_not_published(nats: Nats) -> No
     deep: list[object] = []
     for _ in range(40):
         deep = [deep]
-    async with connect(nats.agents) as bus:
+    async with connect(nats.agent("client", "developer")) as bus:
         for payload, code in (
             ({"x": "a" * 300_000}, "too_large"),
             ({"x": deep}, "too_deep"),

@@ -68,12 +68,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 async def adapter(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
     """The adapter as a process, once it has registered."""
     async with (
-        connect(bus.agents) as client,
+        connect(bus.agent("client", "developer")) as client,
         client.subscribe("registry", agent, "response") as registered,
     ):
         process = await asyncio.create_subprocess_exec(
             *(*ADAPTER, "--id", agent, "--", *command),
-            env=environment(MCP_BUS_NATS=bus.agents, TOOL_TOKEN="for the tool"),
+            env=environment(MCP_BUS_NATS=bus.agent(agent), TOOL_TOKEN="for the tool"),
             stderr=subprocess.PIPE,
         )
         try:
@@ -112,7 +112,7 @@ def test_every_tool_is_described(command: tuple[str, ...], action: str, required
 
 async def test_a_tool_answers_with_text_and_structure(bus: Nats) -> None:
     """And its error is `tool_error` with its words."""
-    async with adapter(bus, "time", *TIME), connect(bus.agents) as client:
+    async with adapter(bus, "time", *TIME), connect(bus.agent("client", "developer")) as client:
         told = await client.request("time", "get_current_time", {"timezone": "UTC"})
         assert told["structured"]["timezone"] == "UTC"
         assert json.loads(told["text"]) == told["structured"]
@@ -126,7 +126,7 @@ async def test_a_tool_without_structure_answers_with_text(
     bus: Nats, empty_repository: Path
 ) -> None:
     """`structured` is null then."""
-    async with adapter(bus, "git", *GIT), connect(bus.agents) as client:
+    async with adapter(bus, "git", *GIT), connect(bus.agent("client", "developer")) as client:
         told = await client.request("git", "git_status", {"repo_path": str(empty_repository)})
     assert told["text"].startswith("Repository status:")
     assert told["structured"] is None
@@ -139,7 +139,7 @@ async def test_a_server_sees_its_own_variables_and_not_those_of_the_bus(
     (tmp_path / "odd.py").write_text(ODD)
     async with (
         adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")),
-        connect(bus.agents) as client,
+        connect(bus.agent("client", "developer")) as client,
     ):
         seen = (await client.request("odd", "files_read_all"))["text"].split()
     assert "TOOL_TOKEN" in seen
@@ -150,7 +150,7 @@ async def test_an_agent_ends_when_its_server_ends(bus: Nats, tmp_path: Path) -> 
     """The request in hand is answered, and the last words are told, with exit code 1."""
     (tmp_path / "odd.py").write_text(ODD)
     async with (
-        connect(bus.agents) as client,
+        connect(bus.agent("client", "developer")) as client,
         adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
     ):
         with pytest.raises(BusError) as lost:
@@ -168,7 +168,7 @@ async def test_a_server_dies_with_a_killed_agent(bus: Nats, tmp_path: Path) -> N
     """Even with SIGKILL, and even if the server reads its stdin no more."""
     (tmp_path / "odd.py").write_text(ODD)
     async with (
-        connect(bus.agents) as client,
+        connect(bus.agent("client", "developer")) as client,
         adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
     ):
         pid = int((await client.request("odd", "pid"))["text"])

@@ -18,13 +18,13 @@ import aiohttp
 import pytest
 
 from agents_sdk import Agent
-from gateway import app, auth
-from mcp_bus import runtime
+from gateway import app
+from mcp_bus import runtime, tokens
 from mcp_bus.config import HEALTH_POLL_S, Settings
 from mcp_bus.embedded import ports
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.runtime import Runtime
-from mcp_bus.services import recorder, registry, workflows
+from mcp_bus.services import auth, recorder, registry, workflows
 from projections import projector
 from tests.conftest import Nats
 
@@ -33,6 +33,7 @@ SERVICES: dict[str, Callable[[Runtime], Awaitable[None]]] = {
     "registry": registry.run,
     "workflow-engine": workflows.run,
     "projector": projector.run,
+    "auth": auth.run,
     "gateway": app.run,
 }
 
@@ -77,9 +78,8 @@ class Rest:
 
     def token(self, subject: str = "admin", *roles: str) -> str:
         """A token of this bus."""
-        assert self.settings.secret
-        secret = self.settings.secret.get_secret_value().encode()
-        return auth.issue(secret, subject, list(roles or ["admin"]), 60)
+        keys = self.services["gateway"].runtime.keys
+        return tokens.issue(keys, subject, roles or ["admin"], 60)
 
     async def call(
         self,
@@ -113,7 +113,7 @@ class Rest:
 
 def echo(nats: Nats, name: str = "echo") -> Agent:
     """An agent that gives back a text, or refuses to."""
-    agent = Agent(name, type="test", capability="text", url=nats.agents)
+    agent = Agent(name, type="test", capability="text", url=nats.agent(name))
 
     @agent.action
     def say(text: str) -> dict[str, str]:

@@ -87,6 +87,43 @@ async def test_an_agent_may_only_speak_of_itself(bus: Rest) -> None:
     assert (await bus.call("PUT", "/agents/git/capabilities", [], token=own)).status == 200
 
 
+async def test_a_revoked_agent_is_shut_out_until_an_admin_registers_it(bus: Rest) -> None:
+    """An operator revokes it; its own token cannot bring it back, an admin can."""
+    own, operator = bus.token("git", "agent"), bus.token("otto", "operator")
+    await bus.call("POST", "/agents/register", GIT, token=own)
+    said = await bus.call("POST", "/agents/git/revoke", {"reason": "lost"}, token=operator)
+    revoked = {**GIT, "status": "inactive", "revoked": True}
+    assert (said.status, said.body) == (200, revoked)
+    again = await bus.call("POST", "/agents/git/revoke", {}, token=operator)
+    assert (again.status, again.body) == (200, revoked)
+    assert await ids(bus) == []
+    found = await bus.call("GET", "/agents/discover?status=inactive")
+    assert found.body["agents"] == [revoked]
+    for method, path, body in (
+        ("POST", "/agents/register", GIT),
+        ("PUT", "/agents/git/capabilities", []),
+    ):
+        said = await bus.call(method, path, body, token=own)
+        assert (said.status, said.body["code"]) == (403, "agent_revoked")
+    back = await bus.call("POST", "/agents/register", GIT)
+    assert (back.status, back.body) == (200, {**GIT, "status": "active"})
+    assert await ids(bus) == ["git"]
+
+
+async def test_who_may_not_revoke_is_told_so(bus: Rest) -> None:
+    """Nobody revokes with scope own, an unknown agent is 404, and a reason has a bound."""
+    await bus.call("POST", "/agents/register", GIT)
+    for role in ("agent", "developer", "analyst"):
+        said = await bus.call("POST", "/agents/git/revoke", {}, token=bus.token("git", role))
+        assert (said.status, said.body["code"]) == (403, "forbidden")
+        assert said.body["detail"] == f"git ({role}) lacks agents:revoke with scope any"
+    nobody = await bus.call("POST", "/agents/nobody/revoke", {})
+    assert (nobody.status, nobody.body["code"]) == (404, "unknown_agent")
+    long = await bus.call("POST", "/agents/git/revoke", {"reason": "x" * 257})
+    assert (long.status, long.codes) == (422, [("/reason", "bad_value")])
+    assert await ids(bus) == ["git"]
+
+
 async def test_a_refusal_of_the_decider_points_into_the_body(bus: Rest) -> None:
     """A reserved id is refused by the registry, with its code, a pointer and its position."""
     said = await bus.call("POST", "/agents/register", {**GIT, "id": "registry"})

@@ -12,13 +12,12 @@ from typing import Any, Self
 
 import aiohttp
 
-from gateway import auth
-from mcp_bus import log
+from mcp_bus import log, tokens
 from mcp_bus.config import Settings
 from mcp_bus.embedded import ports
 from mcp_bus.messages import Message, parse
 
-SERVICES = ("recorder", "registry", "workflow-engine", "projector", "gateway")
+SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
 ECHO = Path(__file__).with_name("echo.py")
 
 
@@ -36,7 +35,8 @@ class Services:
     async def __aenter__(self) -> Self:
         secret = self.settings.secret
         assert secret is not None
-        token = auth.issue(secret.get_secret_value().encode(), "tests", ["admin"], 3600)
+        keys = tokens.Keys.of(secret.get_secret_value().encode(), None)
+        token = tokens.issue(keys, "tests", ["admin"], 3600)
         self._session = aiohttp.ClientSession(
             self.url,
             headers={"Authorization": f"Bearer {token}"},

@@ -117,6 +117,21 @@ def test_a_whole_workflow_by_hand(folder: Path, tmp_path: Path) -> None:
     assert len(answer(folder, "conversation", execution["id"])["messages"]) == 5
 
 
+def test_an_agent_is_revoked_and_reinstated(folder: Path, tmp_path: Path) -> None:
+    """Revoked it is listed only when inactive agents are asked for, until it is registered."""
+    path = write(tmp_path / "gone.json", {**AGENT, "id": "gone"})
+    run(folder, "agents", "register", path)
+    revoked = run(folder, "agents", "revoke", "gone", "--reason", "its laptop was lost")
+    assert revoked.stdout == "id      gone\nstatus  inactive, revoked\n"
+    assert "gone" not in run(folder, "agents", "list").stdout
+    assert "inactive, revoked" in run(folder, "agents", "list", "--status", "any").stdout
+    assert "inactive, revoked" in run(folder, "agents", "show", "gone").stdout
+    assert answer(folder, "agents", "revoke", "gone")["revoked"] is True
+    run(folder, "agents", "register", path)
+    assert "gone" in run(folder, "agents", "list").stdout
+    assert run(folder, "agents", "revoke", "nobody").returncode == 1
+
+
 def test_a_refusal_is_one_sentence_and_exit_code_1(folder: Path) -> None:
     """A problem of the gateway is told as it is; with --json as an object, on stderr."""
     done = run(folder, "workflows", "show", "nothing")

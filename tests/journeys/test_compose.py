@@ -16,12 +16,13 @@ import asyncpg
 import pytest
 import yaml
 
-from gateway import auth
+from mcp_bus import nkeys, tokens
 from mcp_bus.cli import demo_agents, demo_steps
 from mcp_bus.cli.demo import CHECKOUT, EXAMPLE
 from mcp_bus.cli.demo_view import View
 from mcp_bus.embedded import Bus, ports
 from mcp_bus.embedded.supervisor import Supervisor
+from mcp_bus.tokens import Keys
 from tests.conftest import SECRET, Engines, Nats
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
@@ -49,7 +50,8 @@ async def production(engines: Engines, nats: Nats) -> AsyncIterator[dict[str, An
         POSTGRES_ADDRESS=f"127.0.0.1:{engines.postgres_port}",
         NATS_SYS_PASSWORD=secrets.sys,
         NATS_BUS_PASSWORD=secrets.bus,
-        NATS_AGENTS_PASSWORD=secrets.agents,
+        NATS_AUTH_PASSWORD=secrets.auth,
+        NATS_AUTH_ISSUER=nkeys.issuer(SECRET.encode()).public,
         NATS_ROUTE_PASSWORD="unused",
         POSTGRES_ADMIN_PASSWORD=secrets.postgres_admin,
         POSTGRES_SERVICE_PASSWORD=secrets.postgres_service,
@@ -79,11 +81,11 @@ async def test_the_demo_workflow_runs_on_the_services_of_compose(
         await _healthy(url)
         bus = Bus(
             gateway_url=url,
-            nats_url=nats.agents,
+            nats_url=nats.url,
             postgres_url=None,
             admin_url=engines.postgres("mcp_bus").admin,
             data_dir=tmp_path,
-            token=auth.issue(SECRET.encode(), "tests", ["admin"], 3600),
+            token=tokens.issue(Keys.of(SECRET.encode(), None), "tests", ["admin"], 3600),
             supervisor=Supervisor(None),
         )
         describing = asyncio.ensure_future(demo_agents.described(EXAMPLE))

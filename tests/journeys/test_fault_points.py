@@ -38,7 +38,7 @@ VICTIMS = sorted({point.partition(".")[0] for point in FAULT_POINTS})
 async def test_a_workflow_survives_a_kill_of(victim: str, settings: Settings, nats: Nats) -> None:
     """At each of its fault points: SIGKILL, a new process, completion, one request per step."""
     points = [point for point in FAULT_POINTS if point.startswith(f"{victim}.")]
-    async with Services(settings, nats.agents) as services:
+    async with Services(settings, nats.agent("echo")) as services:
         status, answer = await services.request("POST", "/workflows", WORKFLOW)
         assert status == 201, answer
         for number, point in enumerate(points):

@@ -102,6 +102,104 @@ def test_who_cannot_answer_is_answered_for() -> None:
     assert history.command("git", "log", {})["error"]["code"] == "agent_inactive"
 
 
+def test_a_revoked_agent_is_answered_for_and_cannot_bring_itself_back() -> None:
+    """It is inactive; whatever it says about itself is refused, also with an admin's role."""
+    history = registered()
+    answer = history.command("registry", "revoke", {"id": "git", "reason": "seen elsewhere"})
+    assert answer["outputs"] == {
+        "agent": agent("git", "log") | {"status": "inactive", "revoked": True},
+        "changed": True,
+    }
+    assert history.log[-2].message.target == "git"
+    assert history.log[-2].message.payload == {
+        "event": "AgentRevoked",
+        "version": 2,
+        "reason": "seen elsewhere",
+    }
+    error = history.command("git", "log", {})["error"]
+    assert (error["code"], error["retryable"]) == ("agent_revoked", False)
+    capabilities = {"id": "git", "capabilities": []}
+    itself = {"subject": "git", "roles": ["admin"]}
+    for who in ({"source": "git"}, {"principal": itself}):
+        for action, inputs in (
+            ("register", agent("git", "log")),
+            ("set_capabilities", capabilities),
+        ):
+            answer = history.command("registry", action, inputs, **who)
+            assert answer["error"]["code"] == "agent_revoked"
+    assert history.facts() == ["AgentRegistered", "AgentRevoked"]
+
+
+def test_revoking_again_changes_nothing() -> None:
+    """The first reason stays."""
+    history = registered()
+    history.command("registry", "revoke", {"id": "git"})
+    again = history.command("registry", "revoke", {"id": "git", "reason": "another"})
+    assert again["outputs"]["changed"] is False
+    assert history.facts() == ["AgentRegistered", "AgentRevoked"]
+
+
+def test_somebody_else_who_may_write_it_reinstates_an_agent() -> None:
+    """A registration by an admin makes it active again, then as it is to be."""
+    history = registered()
+    history.command("registry", "revoke", {"id": "git"})
+    developer = {"subject": "dev", "roles": ["developer"]}
+    refused = history.command("registry", "register", agent("git", "log"), principal=developer)
+    assert refused["error"]["code"] == "forbidden"
+    answer = history.command("registry", "register", agent("git", "log"))
+    assert answer["outputs"] == {
+        "agent": agent("git", "log") | {"status": "active"},
+        "created": False,
+        "changed": True,
+    }
+    assert history.facts() == ["AgentRegistered", "AgentRevoked", "AgentReinstated"]
+    assert history.say(Message.build("request", "a", "git", {"action": "log"})) == []
+    own = history.command("registry", "register", agent("git", "log"), source="git")
+    assert own["outputs"]["changed"] is False
+    history.command("registry", "revoke", {"id": "git"})
+    history.command("registry", "register", agent("git", "show", status="inactive"))
+    assert history.facts()[4:] == ["AgentReinstated", "AgentChanged", "CapabilitiesChanged"]
+    assert history.command("git", "show", {})["error"]["code"] == "agent_inactive"
+
+
+def test_a_change_by_an_admin_does_not_reinstate() -> None:
+    """Capabilities of a revoked agent may be set; it stays revoked."""
+    history = registered()
+    history.command("registry", "revoke", {"id": "git"})
+    inputs = {"id": "git", "capabilities": []}
+    answer = history.command("registry", "set_capabilities", inputs)
+    assert answer["outputs"]["agent"]["revoked"] is True
+    assert history.command("git", "log", {})["error"]["code"] == "agent_revoked"
+
+
+def test_revoking_needs_its_permission_and_an_agent() -> None:
+    """An agent revokes nobody, itself neither; who was never registered is unknown."""
+    history = registered()
+    for target in ("git", "other"):
+        answer = history.command("registry", "revoke", {"id": target}, source="git")
+        assert answer["error"]["code"] == "forbidden"
+    operator = {"subject": "otto", "roles": ["operator"]}
+    unknown = history.command("registry", "revoke", {"id": "other"}, principal=operator)
+    assert unknown["error"]["code"] == "unknown_agent"
+    bad = history.command("registry", "revoke", {"id": "git", "reason": "", "why": 1})
+    assert errors_of(bad) == [("bad_value", "/reason"), ("bad_value", "/why")]
+    assert history.facts() == ["AgentRegistered"]
+
+
+def test_a_restarted_registry_knows_who_is_revoked() -> None:
+    """The fold of the same log comes to the same agents."""
+    history = registered()
+    history.command("registry", "register", agent("other", "x"))
+    for target in ("git", "other"):
+        history.command("registry", "revoke", {"id": target})
+    history.command("registry", "register", agent("other", "x"))
+    agents = history.again(REGISTRY).state.known
+    assert {i: (a.status, a.revoked, a.version) for i, a in agents.items()} == {
+        "git": ("inactive", True, 2),
+        "other": ("active", False, 3),
+    }
+
+
 def test_commands_that_make_no_sense_are_answered() -> None:
     """Whatever the payload is, a command gets an answer."""
     history = History(REGISTRY)

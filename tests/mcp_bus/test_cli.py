@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from mcp_bus import tokens
+from mcp_bus.config import TOKEN_TTL_S
+from mcp_bus.tokens import Keys
+
+SECRET = "a secret of thirty-two characters"
 HEAVY = ("aiohttp", "asyncpg", "nats", "pydantic", "structlog", "uvloop")
 
 
@@ -44,6 +51,10 @@ def test_wrong_usage_exits_with_2() -> None:
     """An unknown option and a port that is none are usage errors."""
     assert run("up", "--nonsense").returncode == 2
     assert run("up", "--port", "70000").returncode == 2
+    for words in (("--subject", "a"), ("--role", "admin"), ()):
+        assert run("token", *words).returncode == 2
+    for ttl in ("0", "0d", "-1", "1w", "1.5h", "h", "", "9" * 10):
+        assert run("token", "--agent", "git", "--ttl", ttl).returncode == 2
 
 
 def test_an_unknown_setting_is_one_sentence(tmp_path: Path) -> None:
@@ -74,3 +85,44 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path, as_json: bool) -> None:
     assert "Traceback" not in done.stderr
     if as_json:
         assert said["code"] == "settings"
+
+
+def test_a_token_for_an_agent_opens_both_doors() -> None:
+    """--agent alone is enough; subject and roles may be others, the agent stays."""
+    keys = Keys.of(SECRET.encode(), None)
+    plain = run("token", "--agent", "git", MCP_BUS_SECRET=SECRET).stdout.strip()
+    options = ("--subject", "ann", "--role", "developer")
+    named = run("token", "--agent", "git", *options, MCP_BUS_SECRET=SECRET).stdout.strip()
+    for door in tokens.DOORS:
+        said = tokens.verify(keys, plain, door)
+        assert (said.agent, said.principal.subject) == ("git", "git")
+        assert (said.principal.roles, said.expires - said.issued) == (("agent",), TOKEN_TTL_S)
+        said = tokens.verify(keys, named, door)
+        assert (said.agent, said.principal.subject) == ("git", "ann")
+        assert said.principal.roles == ("developer",)
+    for reserved in ("registry", "*"):
+        assert run("token", "--agent", reserved, MCP_BUS_SECRET=SECRET).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("30d", 2592000)]
+)
+def test_a_time_to_live_has_a_unit(ttl: str, seconds: int) -> None:
+    """Seconds, minutes, hours and days; without a unit seconds."""
+    done = run("--json", "token", "--agent", "git", "--ttl", ttl, MCP_BUS_SECRET=SECRET)
+    told = json.loads(done.stdout)
+    said = tokens.verify(Keys.of(SECRET.encode(), None), told["token"], "rest")
+    assert said.expires - said.issued == told["ttl"] == seconds
+    assert (told["agent"], told["subject"], told["roles"]) == ("git", "git", ["agent"])
+
+
+def test_a_private_key_issues_without_the_secret(tmp_path: Path) -> None:
+    """Whoever has the key file needs nothing else of the bus."""
+    key, path = Ed25519PrivateKey.generate(), tmp_path / "key.pem"
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    done = run("--data-dir", tmp_path, "token", "--agent", "git", MCP_BUS_TOKEN_KEY=str(path))
+    assert tokens.verify(Keys.of(b"", path), done.stdout.strip(), "nats").agent == "git"
+    path.write_text("no key")
+    done = run("token", "--agent", "git", MCP_BUS_TOKEN_KEY=str(path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert str(path) in done.stderr

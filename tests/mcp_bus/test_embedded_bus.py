@@ -16,6 +16,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mcp_bus import __version__, config, log
 from mcp_bus.cli.services import SERVICES as COMMANDS
@@ -89,7 +91,7 @@ async def test_the_bus_is_found_by_its_files(tmp_path: Path) -> None:
         assert list(told) == ["gateway", "nats", "postgres", "token", "pid", "version"]
         assert told["gateway"] == found.gateway_url
         assert told["nats"] == found.nats_url
-        assert told["nats"].startswith("nats://agents:")
+        assert "@" not in told["nats"]
         assert told["postgres"].startswith("postgresql://mcp_bus_reader:")
         assert told["token"] == found.token
         assert (told["pid"], told["version"]) == (os.getpid(), __version__)
@@ -141,9 +143,8 @@ async def test_a_killed_engine_heals_on_its_port(tmp_path: Path, engine: str) ->
         assert await store.fetchval("SELECT one FROM public.kept") == 1
         await store.close()
         secret = (tmp_path / "passwords" / "bus").read_text().strip()
-        assert found.nats_url is not None
-        place = found.nats_url.rpartition("@")[2]
-        await log.prepare(f"nats://bus:{secret}@{place}", settings_of(tmp_path))
+        url = found.nats_url.replace("nats://", f"nats://bus:{secret}@")
+        await log.prepare(url, settings_of(tmp_path))
 
 
 async def test_a_killed_bus_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
@@ -228,18 +229,20 @@ async def test_engines_given_by_url_are_used(tmp_path: Path) -> None:
     """A second bus on the engines of a first one starts none of its own."""
     async with running(settings_of(tmp_path / "one"), command=tiny) as first:
         secret = (tmp_path / "one" / "passwords" / "bus").read_text().strip()
-        assert first.nats_url is not None
+        auth = (tmp_path / "one" / "passwords" / "auth").read_text().strip()
         assert first.admin_url is not None
         service = (tmp_path / "one" / "passwords" / "postgres_service").read_text().strip()
         place = first.admin_url.rpartition("@")[2]
         given = {
-            "MCP_BUS_NATS": f"nats://bus:{secret}@{first.nats_url.rpartition('@')[2]}",
+            "MCP_BUS_NATS": first.nats_url.replace("nats://", f"nats://bus:{secret}@"),
+            "MCP_BUS_NATS_AUTH": first.nats_url.replace("nats://", f"nats://auth:{auth}@"),
+            "MCP_BUS_SECRET": (tmp_path / "one" / "secret").read_text().strip(),
             "MCP_BUS_POSTGRES": f"postgresql://mcp_bus_service:{service}@{place}",
         }
         settings = config.load(given, data_dir=tmp_path / "two", port=0)
         async with running(settings, command=tiny) as second:
             assert set(second.pids) == set(SERVICES)
-            assert second.nats_url is None
+            assert second.nats_url == first.nats_url
             assert second.postgres_url is None
     assert not (tmp_path / "two" / "nats").exists()
     assert not (tmp_path / "two" / "postgres").exists()
@@ -252,6 +255,20 @@ async def test_a_ready_file_that_cannot_be_written_is_named(tmp_path: Path) -> N
             settings_of(tmp_path), tmp_path / "nowhere" / "ready.json", command=tiny
         ):
             pass
+
+
+async def test_a_public_key_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """An embedded bus issues tokens, so it says that it wants the private key."""
+    path = tmp_path / "key.pem"
+    public = Ed25519PrivateKey.generate().public_key()
+    path.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    settings = settings_of(tmp_path).model_copy(update={"token_key": path})
+    told: list[Event] = []
+    with pytest.raises(SettingsError, match="MCP_BUS_TOKEN_KEY") as raised:
+        async with running(settings, on_event=told.append, command=tiny):
+            pass
+    assert str(path) in raised.value.detail
+    assert not told
 
 
 def test_every_service_has_its_command() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -14,7 +13,6 @@ import asyncpg
 import nats
 import pytest
 from nats.aio.client import Client
-from nats.errors import TimeoutError as NatsTimeoutError
 
 from mcp_bus import config, log
 from mcp_bus.config import Settings
@@ -36,7 +34,6 @@ async def log_server(path: Path) -> AsyncIterator[tuple[str, str]]:
         secrets = credentials.load(path)
         addresses = plan(settings, secrets)
         assert addresses.nats_port is not None
-        assert addresses.nats_agents is not None
         child = await nats_server.serve(settings, folder, addresses.nats_port, secrets)
         try:
             await log.prepare(addresses.nats, settings)
@@ -46,164 +43,7 @@ async def log_server(path: Path) -> AsyncIterator[tuple[str, str]]:
             await child.wait()
 
 
-@contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[Client, asyncio.Queue[str]]]:
-    """A client, and what the server complained about to it."""
-    complaints: asyncio.Queue[str] = asyncio.Queue()
-
-    async def note(error: Exception) -> None:
-        complaints.put_nowait(str(error).lower())
-
-    client = await nats.connect(url, error_cb=note, max_reconnect_attempts=0)
-    try:
-        yield client, complaints
-    finally:
-        await client.close()
-
-
-async def stored(bus: Client) -> dict[str, int]:
-    info = await bus.jetstream().stream_info("MCP", subjects_filter=">")
-    return info.state.subjects or {}
-
-
 # --- nats-server ------------------------------------------------------------------------------
-
-
-async def test_an_agent_reaches_the_log_through_the_imports(tmp_path: Path) -> None:
-    """Publish with its ack, work queue with its ack, and the stored messages republished."""
-    async with (
-        log_server(tmp_path) as (bus_url, agents_url),
-        connected(bus_url) as (bus, _),
-        connected(agents_url) as (agent, complaints),
-    ):
-        heard = await agent.subscribe("out.>")
-        queue = {"durable_name": "agent-b", "filter_subject": "mcp.request.*.b"}
-        await bus.request(
-            "$JS.API.CONSUMER.DURABLE.CREATE.MCP.agent-b",
-            json.dumps(
-                {"stream_name": "MCP", "config": queue | {"ack_policy": "explicit"}}
-            ).encode(),
-        )
-        await agent.flush()
-
-        ack = await agent.jetstream().publish("mcp.request.a.b", b"work")
-        assert ack.seq == 1
-        message = await heard.next_msg(2)
-        assert (message.subject, message.data) == ("out.request.a.b", b"work")
-        assert message.headers is not None
-        assert message.headers["Nats-Subject"] == "mcp.request.a.b"
-
-        queued = await agent.jetstream().pull_subscribe_bind("agent-b", "MCP")
-        (taken,) = await queued.fetch(1, timeout=2)
-        assert taken.data == b"work"
-        await taken.ack()
-        await agent.flush()
-        async with asyncio.timeout(5):
-            while (await bus.jetstream().consumer_info("MCP", "agent-b")).num_ack_pending:
-                await bus.flush()
-
-        ack = await agent.jetstream().publish("mcp.response.b.a.i1", b"done")
-        assert ack.seq == 2
-        assert (await heard.next_msg(2)).subject == "out.response.b.a.i1"
-        assert complaints.empty()
-
-
-async def test_heartbeats_reach_the_bus_and_no_disk(tmp_path: Path) -> None:
-    """hb.* of an agent is heard in BUS and never stored."""
-    async with (
-        log_server(tmp_path) as (bus_url, agents_url),
-        connected(bus_url) as (bus, _),
-        connected(agents_url) as (agent, complaints),
-    ):
-        beats = await bus.subscribe("hb.*")
-        await bus.flush()
-        await agent.publish("hb.a", b"alive")
-        assert (await beats.next_msg(2)).subject == "hb.a"
-        assert complaints.empty()
-        assert await stored(bus) == {}
-
-
-async def test_an_agent_does_not_speak_as_a_service(tmp_path: Path) -> None:
-    """Nobody in AGENTS publishes under a service's name, to the log's API or to an inbox."""
-    async with (
-        log_server(tmp_path) as (bus_url, agents_url),
-        connected(bus_url) as (bus, _),
-        connected(agents_url) as (agent, complaints),
-    ):
-        for subject in (
-            "mcp.event.workflows.x",
-            "mcp.request.registry.a",
-            "mcp.response.registry.a.i1",
-            "mcp.event._clock.x",
-            "mcp.event._health.x",
-            "mcp.request.gateway.registry",
-            "out.event.workflows.x",
-            "bus.status.registry",
-            "$JS.API.STREAM.PURGE.MCP",
-            "$JS.API.STREAM.INFO.MCP",
-            "$JS.API.DIRECT.GET.MCP",
-            "$SYS.REQ.SERVER.PING",
-            "_INBOX.somebody",
-        ):
-            await agent.publish(subject, b"forged", reply="_INBOX.mine")
-            complaint = await asyncio.wait_for(complaints.get(), 5)
-            assert complaint == f'nats: permissions violation for publish to "{subject.lower()}"'
-        assert await stored(bus) == {}
-
-
-async def test_an_agent_does_not_listen_to_the_rest(tmp_path: Path) -> None:
-    """Only inboxes and republished messages can be listened to."""
-    async with log_server(tmp_path) as (_, url), connected(url) as (agent, complaints):
-        for subject in ("mcp.>", "hb.*", "$JS.>", "bus.status.*", ">"):
-            await agent.subscribe(subject)
-            complaint = await asyncio.wait_for(complaints.get(), 5)
-            assert f'permissions violation for subscription to "{subject.lower()}"' in complaint
-
-
-async def test_a_forged_reply_stores_nothing(tmp_path: Path) -> None:
-    """The ack of a publish, and a pulled message, never land in the log or among the stored."""
-    async with (
-        log_server(tmp_path) as (bus_url, agents_url),
-        connected(bus_url) as (bus, _),
-        connected(agents_url) as (agent, _complaints),
-    ):
-        await bus.jetstream().add_consumer(
-            "MCP", durable_name="agent-b", filter_subject="mcp.request.*.b", ack_policy="explicit"
-        )
-        republished = await bus.subscribe("out.>")
-        await bus.flush()
-        forged = (
-            "mcp.event.workflows.x",
-            "mcp.request.registry.a",
-            "mcp.event.a.b",
-            "out.event.a.b",
-        )
-        for reply in forged:
-            await agent.publish("mcp.request.a.b", b"x", reply=reply)
-            await agent.publish("$JS.API.CONSUMER.MSG.NEXT.MCP.agent-b", b"", reply=reply)
-        await agent.flush()
-        ack = await agent.jetstream().publish("mcp.request.a.b", b"last")
-        assert ack.seq == len(forged) + 1
-        assert await stored(bus) == {"mcp.request.a.b": len(forged) + 1}
-        heard = [(await republished.next_msg(2)).data for _ in range(len(forged) + 1)]
-        assert heard == [b"x"] * len(forged) + [b"last"]
-        with pytest.raises(NatsTimeoutError):
-            await republished.next_msg(0.1)
-
-
-async def test_an_agent_hears_each_stored_message_once(tmp_path: Path) -> None:
-    """What another agent had stored arrives by the republish, and not a second time before it."""
-    async with (
-        log_server(tmp_path) as (_, url),
-        connected(url) as (agent, _),
-        connected(url) as (other, _),
-    ):
-        heard = await other.subscribe("out.>")
-        await other.flush()
-        await agent.jetstream().publish("mcp.event.a.b", b"fact")
-        assert (await heard.next_msg(2)).subject == "out.event.a.b"
-        with pytest.raises(NatsTimeoutError):
-            await heard.next_msg(0.1)
 
 
 async def test_the_server_takes_any_folder_and_only_its_password(tmp_path: Path) -> None:

@@ -156,6 +156,15 @@ def test_an_unknown_agent_is_answered_by_the_registry() -> None:
     assert ending(history)["error"]["code"] == "agent_inactive"
 
 
+def test_a_step_of_a_revoked_agent_fails() -> None:
+    """The registry's error ends the step, and is not worth a retry."""
+    history = defined(step("a"))
+    history.command("registry", "revoke", {"id": "echo"})
+    start(history)
+    error = ending(history)["error"]
+    assert (error["code"], error["retryable"]) == ("agent_revoked", False)
+
+
 def test_whichever_stands_first_answer_or_time_out_ends_the_step() -> None:
     """A time-out counts from the request's own place; an early observation is ignored."""
     history = defined(step("a", timeoutMs=500))

@@ -24,7 +24,14 @@ async def bus(nats: Nats) -> AsyncIterator[Log]:
 
 @pytest.fixture
 async def agents(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.agents, name="test")
+    connection = await log.connect(nats.agent("echo"), name="echo")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def me(nats: Nats) -> AsyncIterator[Log]:
+    connection = await log.connect(nats.agent("me"), name="me")
     yield connection
     await connection.close()
 
@@ -168,7 +175,7 @@ async def test_a_queue_stops_whatever_it_is_doing(bus: Log, agents: Log) -> None
 async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
     """At each step of the opening: whoever is told to stop is not connected afterwards."""
     for steps in itertools.count():
-        opening = asyncio.create_task(log.connect(nats.agents, name="test"))
+        opening = asyncio.create_task(log.connect(nats.agent("echo"), name="echo"))
         for _ in range(steps):
             await asyncio.sleep(0)
         if not opening.cancel():
@@ -178,9 +185,9 @@ async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
     await opening.result().close()
 
 
-async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log) -> None:
+async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, me: Log) -> None:
     """Two processes of one id each get the answers to their own questions."""
-    askers = [Asker(agents, "me") for _ in range(2)]
+    askers = [Asker(me, "me") for _ in range(2)]
     for asker in askers:
         await asker.start()
     await bus.open_queue("echo", after=0)
@@ -203,9 +210,9 @@ async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log) 
     assert all(a.position > 0 for a in answers)
 
 
-async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, agents: Log) -> None:
+async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, me: Log) -> None:
     """Another source, another cause, another conversation, a message that was never stored."""
-    asker = Asker(agents, "me")
+    asker = Asker(me, "me")
     await asker.start()
     question = Message.build("request", "me", "echo", {}, reply_to=asker.instance)
     asking = asyncio.ensure_future(asker.ask(question, 10))
@@ -220,16 +227,16 @@ async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, agents: Log
         Message.answer(question, "mallory", good),
         Message.answer(moved, "echo", good),
     ):
-        await agents.publish(forged)
+        await bus.publish(forged)
     unstored = Message.answer(question, "echo", {"outputs": {"good": False}})
     await bus.tell("out." + unstored.subject.removeprefix("mcp."), unstored.encode())
-    await agents.publish(Message.answer(question, "echo", good))
+    await bus.publish(Message.answer(question, "echo", good))
     assert (await asking).message.payload == good
 
 
-async def test_a_question_that_nobody_answers_ends(agents: Log) -> None:
+async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
     """answer_timeout, with the position of the question."""
-    asker = Asker(agents, "me")
+    asker = Asker(me, "me")
     await asker.start()
     question = Message.build("request", "me", "nobody", {}, reply_to=asker.instance)
     with pytest.raises(Unavailable) as caught:

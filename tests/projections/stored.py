@@ -123,6 +123,10 @@ def eventful() -> History:
     history.command("workflows", "execute", {"workflowId": "w", "inputs": {"n": 4}})  # stays
     for message in odd():
         history.say(message)
+    for revoked in ("echo", "other"):
+        history.command("registry", "revoke", {"id": revoked, "reason": "seen elsewhere"})
+    back = {**agent("echo", "echo", "shout"), "capabilities": offers}
+    history.command("registry", "register", back)
     return history
 
 

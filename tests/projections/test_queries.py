@@ -60,6 +60,26 @@ async def test_agents_are_found_by_every_filter(
     assert await ids(type="tool", action="echo") == []
 
 
+async def test_a_revoked_agent_is_inactive_until_it_is_reinstated(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
+) -> None:
+    """It says so where inactive agents are asked for, and nowhere else; and it comes back whole."""
+    history.command("registry", "revoke", {"id": "echo"})
+    await show(connection, history)
+    assert [found["id"] for found in await queries.discover(pool)] == ["Zed"]
+    for status in ("inactive", "any"):
+        found = await queries.discover(pool, type="test", status=status)
+        assert [(a["id"], a["status"], a.get("revoked")) for a in found] == [
+            ("echo", "inactive", True),
+            ("idle", "inactive", None),
+        ]
+    history.command("registry", "register", agent("echo", "echo", "shout"))
+    await show(connection, history)
+    assert await queries.discover(pool, type="test") == [
+        agent("echo", "echo", "shout") | {"status": "active"}
+    ]
+
+
 async def test_an_execution_is_told_step_by_step(
     connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
 ) -> None:
@@ -270,6 +290,16 @@ async def test_a_period_is_made_of_whole_hours(
     assert "late" not in {row["source"] for row in first["rows"]}
     second = await queries.usage(pool, 3_600_000, 3_600_001)
     assert {row["source"] for row in second["rows"]} == {"late"}
+
+
+async def test_read_models_of_another_release_are_unavailable(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
+) -> None:
+    """Until the projector has built the tables that the questions are for."""
+    await show(connection, history)
+    await connection.execute("ALTER TABLE read.agents DROP COLUMN revoked")
+    with pytest.raises(Unavailable, match="not built yet"):
+        await queries.discover(pool)
 
 
 async def test_read_models_that_are_not_there_are_unavailable(pool: asyncpg.Pool) -> None:

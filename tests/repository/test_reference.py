@@ -15,10 +15,12 @@ from gateway.routes import ROUTES
 from mcp_bus import subjects
 from mcp_bus.cli import main
 from mcp_bus.config import PREFIX, Settings
+from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
 from mcp_bus.domain.decider import failed
 from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.facts import FACTS
+from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import CODES
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, step, workflow
@@ -87,19 +89,16 @@ def test_every_command_is_explained() -> None:
     assert found - {("to", "action"), ("---", "---")} == wanted
 
 
-def test_the_permissions_of_the_server_are_explained() -> None:
-    """docs/subjects.md has what nats.conf allows and denies the agents, and no more."""
-    conf = (ROOT / "nats.conf").read_text("utf-8")
-    allowed, denied = re.findall(r"(?:allow|deny): \[([^\]]*)\]", conf)[:2]
-    hears = re.findall(r"subscribe: \{allow: \[([^\]]*)\]", conf)[0]
+def test_what_agents_may_do_is_told() -> None:
+    """docs/subjects.md has what a connection is given, for each role's widest scope."""
     page = text("subjects.md")
-    for heading, group in (
-        ("may publish", allowed),
-        ("may never publish", denied),
-        ("may hear", hears),
+    admin = Principal("me", ("admin",))
+    for heading, given in (
+        ("agent `me` may publish", permissions.publishes("me")),
+        ("agent `me` may hear", permissions.hears("me", admin)),
     ):
         table = page.partition(f"| {heading} |")[2].partition("\n\n")[0]
-        assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == re.findall(r'"([^"]+)"', group)
+        assert re.findall(r"^\| `([^`]+)`", table, re.MULTILINE) == given
 
 
 def test_every_subject_of_the_stream_is_explained() -> None:
@@ -168,6 +167,8 @@ def real_facts() -> dict[str, dict[str, Any]]:
     history = History()
     history.command("registry", "register", agent("echo", "echo"))
     history.command("registry", "register", agent("echo", "echo", "shout", status="inactive"))
+    history.command("registry", "register", agent("echo", "echo"))
+    history.command("registry", "revoke", {"id": "echo"})
     history.command("registry", "register", agent("echo", "echo"))
     skipped = step("b", conditions={"pre": {"inputs.n": 1}})
     history.command("workflows", "define", workflow(skipped))

@@ -16,6 +16,7 @@ PACKAGES = ("agents_sdk", "gateway", "mcp_bus", "projections")
 SERVER_ONLY = {
     "asyncpg",
     "click",
+    "cryptography",
     "eventsourcing",
     "jwt",
     "mcp",

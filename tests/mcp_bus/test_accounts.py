@@ -1,0 +1,238 @@
+"""What the shipped nats.conf and the auth service let an agent do, tried by one that means harm.
+
+Every attack is a plain NATS client with a real token of agent `a`; `b` is another agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+
+import nats as nats_py
+import pytest
+from nats.aio.client import Client
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from mcp_bus import log, tokens
+from mcp_bus.errors import Refused
+from tests.conftest import KEYS, Nats
+
+FOREIGN_PUBLISHES = (
+    # another agent's name, queue, requests in hand, heartbeat, inbox
+    "mcp.request.b.x",
+    "mcp.response.b.x.i1",
+    "mcp.event.b.x",
+    "$JS.API.CONSUMER.MSG.NEXT.MCP.agent-b",
+    "$JS.ACK.MCP.agent-b.1.1.1.1.1",
+    "hb.b",
+    "_INBOX_b.x",
+    # every name at once: a wildcard is a token like any other when it is published to
+    "mcp.event.*.x",
+    "mcp.event.>",
+    # the bus itself
+    "mcp.event.registry.x",
+    "mcp.event.workflows._epoch",
+    "mcp.event._clock.x",
+    "mcp.event._health.x",
+    "mcp.request.gateway.registry",
+    "mcp.response.registry.a.i1",
+    "out.event.a.b",
+    "bus.status.registry",
+    # the server: the log's API, reading past the permissions, key-value, who may connect
+    "$JS.API.STREAM.PURGE.MCP",
+    "$JS.API.STREAM.INFO.MCP",
+    "$JS.API.STREAM.CREATE.MINE",
+    "$JS.API.CONSUMER.CREATE.MCP.mine",
+    "$JS.API.DIRECT.GET.MCP",
+    "$KV.bucket.key",
+    "$SYS.REQ.USER.AUTH",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+)
+FOREIGN_LISTENS = (
+    ">",
+    "mcp.>",
+    "mcp.request.*.a",
+    "out.>",
+    "out.response.*.b.*",
+    "out.response.*.*.*",
+    "out.event.*.b",
+    "out.request.*.a",
+    "_INBOX_b.>",
+    "_INBOX.>",
+    "hb.*",
+    "bus.status.*",
+    "$JS.>",
+    "$SYS.>",
+    "$SYS.REQ.USER.AUTH",
+)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.Queue[str]]]:
+    """A client, and what the server complained about to it."""
+    complaints: asyncio.Queue[str] = asyncio.Queue()
+
+    async def note(error: Exception) -> None:
+        complaints.put_nowait(str(error).lower())
+
+    client = await nats_py.connect(
+        url, error_cb=note, max_reconnect_attempts=0, inbox_prefix=f"_INBOX_{name}".encode()
+    )
+    try:
+        yield client, complaints
+    finally:
+        await client.close()
+
+
+async def stored(bus: Client) -> dict[str, int]:
+    """How many messages the log holds under each subject."""
+    info = await bus.jetstream().stream_info("MCP", subjects_filter=">")
+    return info.state.subjects or {}
+
+
+async def open_queue(bus: Client, agent: str) -> None:
+    """The work queue of an agent, as the registry makes it."""
+    settings = {
+        "durable_name": f"agent-{agent}",
+        "filter_subject": f"mcp.request.*.{agent}",
+        "ack_policy": "explicit",
+    }
+    await bus.request(
+        f"$JS.API.CONSUMER.DURABLE.CREATE.MCP.agent-{agent}",
+        json.dumps({"stream_name": "MCP", "config": settings}).encode(),
+    )
+
+
+async def test_an_agent_does_its_work_through_the_imports(nats: Nats) -> None:
+    """Publish with its ack, its own queue with its ack, and what was stored for it."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, complaints),
+        connected(nats.agent("b"), "b") as (b, complaints_b),
+    ):
+        await open_queue(bus, "b")
+        answers = await a.subscribe("out.response.*.a.i1")
+        told = await b.subscribe("out.event.*.b")
+        beats = await bus.subscribe("hb.*")
+        for client in (a, b, bus):
+            await client.flush()
+        assert (await a.jetstream().publish("mcp.request.a.b", b"work")).seq == 1
+        assert (await a.jetstream().publish("mcp.event.a.b", b"news")).seq == 2
+        assert (await told.next_msg(2)).data == b"news"
+        queue = await b.jetstream().pull_subscribe_bind("agent-b", "MCP")
+        (taken,) = await queue.fetch(1, timeout=2)
+        assert taken.data == b"work"
+        await taken.ack()
+        assert (await b.jetstream().publish("mcp.response.b.a.i1", b"done")).seq == 3
+        answer = await answers.next_msg(2)
+        assert answer.headers is not None
+        assert (answer.data, answer.headers["Nats-Sequence"]) == (b"done", "3")
+        await a.publish("hb.a", b"alive")
+        assert (await beats.next_msg(2)).subject == "hb.a"
+        async with asyncio.timeout(5):
+            while (await bus.jetstream().consumer_info("MCP", "agent-b")).num_ack_pending:
+                await bus.flush()
+        assert complaints.empty()
+        assert complaints_b.empty()
+
+
+async def test_an_agent_publishes_under_its_own_name_alone(nats: Nats) -> None:
+    """All else is refused by the server, and nothing of it is stored."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, complaints),
+    ):
+        await open_queue(bus, "b")
+        for subject in FOREIGN_PUBLISHES:
+            await a.publish(subject, b"forged", reply="_INBOX_a.mine")
+            complaint = await asyncio.wait_for(complaints.get(), 5)
+            assert complaint == f'nats: permissions violation for publish to "{subject.lower()}"'
+        assert await stored(bus) == {}
+
+
+async def test_an_agent_hears_what_is_meant_for_it_alone(nats: Nats) -> None:
+    """Every other subscription is refused; a role that may listen hears all that is stored."""
+    async with connected(nats.agent("a"), "a") as (a, complaints):
+        for subject in FOREIGN_LISTENS:
+            await a.subscribe(subject)
+            complaint = await asyncio.wait_for(complaints.get(), 5)
+            assert f'permissions violation for subscription to "{subject.lower()}"' in complaint
+    for role in ("admin", "operator", "developer", "analyst"):
+        async with connected(nats.agent("a", role), "a") as (a, complaints):
+            await a.subscribe("out.>")
+            await a.flush()
+            assert complaints.empty()
+
+
+async def test_a_forged_reply_stores_nothing(nats: Nats) -> None:
+    """The ack of a publish, and a pulled message, never land in the log or among the stored:
+    not under a foreign name, and not under one's own, where they would feed themselves."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, _complaints),
+    ):
+        await open_queue(bus, "a")
+        republished = await bus.subscribe("out.>")
+        await bus.flush()
+        forged = (
+            "mcp.event.workflows.x",
+            "mcp.request.registry.a",
+            "mcp.event.b.x",
+            "mcp.request.a.a",
+            "out.event.a.b",
+        )
+        for reply in forged:
+            await a.publish("mcp.request.a.a", b"x", reply=reply)
+            await a.publish("$JS.API.CONSUMER.MSG.NEXT.MCP.agent-a", b"", reply=reply)
+        await a.flush()
+        ack = await a.jetstream().publish("mcp.request.a.a", b"last")
+        assert ack.seq == len(forged) + 1
+        assert await stored(bus) == {"mcp.request.a.a": len(forged) + 1}
+        heard = [(await republished.next_msg(2)).data for _ in range(len(forged) + 1)]
+        assert heard == [b"x"] * len(forged) + [b"last"]
+        with pytest.raises(NatsTimeoutError):
+            await republished.next_msg(0.1)
+
+
+async def test_a_trace_goes_nowhere_that_its_sender_may_not(nats: Nats) -> None:
+    """The server reports on a traced message to a subject that the sender names."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, _complaints),
+    ):
+        for only in ("", "true"):
+            headers = {"Nats-Trace-Dest": "mcp.event.b.x", "Nats-Trace-Only": only}
+            await a.publish("mcp.event.a.b", b"traced", headers=headers)
+        await a.flush()
+        await a.jetstream().publish("mcp.event.a.b", b"last")
+        assert set(await stored(bus)) == {"mcp.event.a.b"}
+
+
+STRANGER = tokens.Keys.of(b"another secret, of thirty-two bytes", None)
+BAD_TOKENS = {
+    "nothing": "",
+    "no token": "let-me-in",
+    "of another bus": tokens.issue(STRANGER, "a", ["agent"], 60, doors=("rest", "nats"), agent="a"),
+    "for REST alone": tokens.issue(KEYS, "a", ["admin"], 60),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TOKENS)
+async def test_who_brings_a_bad_token_is_told_no(nats: Nats, name: str) -> None:
+    """Soon, for good, and without the reason."""
+    async with asyncio.timeout(5):
+        with pytest.raises(Refused) as refused:
+            await log.connect(nats.url, name="a", token=BAD_TOKENS[name])
+    assert refused.value.code == "unauthenticated"
+
+
+async def test_a_connection_ends_with_its_token(nats: Nats) -> None:
+    """At the second at which it expires."""
+    token = tokens.issue(KEYS, "a", ["agent"], 2, doors=("rest", "nats"), agent="a")
+    connection = await log.connect(nats.url, name="a", token=token)
+    async with asyncio.timeout(10):
+        await connection.ended.wait()
+    await connection.close()
