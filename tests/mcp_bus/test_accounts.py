@@ -1,6 +1,8 @@
 """What the shipped nats.conf and the auth service let an agent do, tried by one that means harm.
 
-Every attack is a plain NATS client with a real token of agent `a`; `b` is another agent.
+Every attack is a plain NATS client with a real token of agent `a`; `b` is another agent. An attack
+asserts that it did no harm; against a deliberately weak bus, where each client may do everything
+in the account of the services, every one of them must fail to.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import nats as nats_py
 import pytest
@@ -16,8 +19,16 @@ from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from mcp_bus import log, tokens
-from mcp_bus.errors import Refused
+from mcp_bus.domain import permissions
+from mcp_bus.domain.roles import Principal
+from mcp_bus.errors import Refused, Unavailable
+from mcp_bus.messages import Message
+from mcp_bus.services import auth
 from tests.conftest import KEYS, Nats
+
+Attack = Callable[[Nats], Awaitable[None]]
+
+PATIENCE_S = 2.0
 
 FOREIGN_PUBLISHES = (
     # another agent's name, queue, requests in hand, heartbeat, inbox
@@ -139,7 +150,7 @@ async def test_an_agent_does_its_work_through_the_imports(nats: Nats) -> None:
         assert complaints_b.empty()
 
 
-async def test_an_agent_publishes_under_its_own_name_alone(nats: Nats) -> None:
+async def publish_as_another(nats: Nats) -> None:
     """All else is refused by the server, and nothing of it is stored."""
     async with (
         connected(nats.services, "bus") as (bus, _),
@@ -148,26 +159,21 @@ async def test_an_agent_publishes_under_its_own_name_alone(nats: Nats) -> None:
         await open_queue(bus, "b")
         for subject in FOREIGN_PUBLISHES:
             await a.publish(subject, b"forged", reply="_INBOX_a.mine")
-            complaint = await asyncio.wait_for(complaints.get(), 5)
+            complaint = await asyncio.wait_for(complaints.get(), PATIENCE_S)
             assert complaint == f'nats: permissions violation for publish to "{subject.lower()}"'
         assert await stored(bus) == {}
 
 
-async def test_an_agent_hears_what_is_meant_for_it_alone(nats: Nats) -> None:
-    """Every other subscription is refused; a role that may listen hears all that is stored."""
+async def listen_to_others(nats: Nats) -> None:
+    """Every other subscription is refused."""
     async with connected(nats.agent("a"), "a") as (a, complaints):
         for subject in FOREIGN_LISTENS:
             await a.subscribe(subject)
-            complaint = await asyncio.wait_for(complaints.get(), 5)
+            complaint = await asyncio.wait_for(complaints.get(), PATIENCE_S)
             assert f'permissions violation for subscription to "{subject.lower()}"' in complaint
-    for role in ("admin", "operator", "developer", "analyst"):
-        async with connected(nats.agent("a", role), "a") as (a, complaints):
-            await a.subscribe("out.>")
-            await a.flush()
-            assert complaints.empty()
 
 
-async def test_a_forged_reply_stores_nothing(nats: Nats) -> None:
+async def forge_a_reply(nats: Nats) -> None:
     """The ack of a publish, and a pulled message, never land in the log or among the stored:
     not under a foreign name, and not under one's own, where they would feed themselves."""
     async with (
@@ -197,7 +203,7 @@ async def test_a_forged_reply_stores_nothing(nats: Nats) -> None:
             await republished.next_msg(0.1)
 
 
-async def test_a_trace_goes_nowhere_that_its_sender_may_not(nats: Nats) -> None:
+async def trace_into_the_log(nats: Nats) -> None:
     """The server reports on a traced message to a subject that the sender names."""
     async with (
         connected(nats.services, "bus") as (bus, _),
@@ -220,13 +226,82 @@ BAD_TOKENS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_TOKENS)
-async def test_who_brings_a_bad_token_is_told_no(nats: Nats, name: str) -> None:
-    """Soon, for good, and without the reason."""
-    async with asyncio.timeout(5):
-        with pytest.raises(Refused) as refused:
-            await log.connect(nats.url, name="a", token=BAD_TOKENS[name])
-    assert refused.value.code == "unauthenticated"
+async def bring_a_bad_token(nats: Nats) -> None:
+    """Soon, for good, and without the reason, the client is told no."""
+    for token in BAD_TOKENS.values():
+        async with asyncio.timeout(5):
+            with pytest.raises(Refused) as refused:
+                await log.connect(nats.url, name="a", token=token)
+        assert refused.value.code == "unauthenticated"
+
+
+async def forge_an_answer(nats: Nats) -> None:
+    """In the name of who was asked, past the log, and with the right cause in one's own name."""
+    me = await log.connect(nats.agent("me"), name="me")
+    asker = log.Asker(me, "me")
+    await asker.start()
+    question = Message.build("request", "me", "b", {}, reply_to=asker.instance)
+    asking = asyncio.ensure_future(asker.ask(question, PATIENCE_S))
+    try:
+        async with connected(nats.agent("a"), "a") as (a, _complaints):
+            for source in ("b", "registry", "a"):
+                forged = Message.answer(question, source, {"outputs": {"forged": True}})
+                stored_as = f"out.{forged.subject.removeprefix('mcp.')}"
+                headers = {"Nats-Stream": "MCP", "Nats-Subject": forged.subject}
+                headers["Nats-Sequence"] = "1000"
+                await a.publish(forged.subject, forged.encode())
+                await a.publish(stored_as, forged.encode(), headers=headers)
+            await a.flush()
+            with pytest.raises(Unavailable) as ended:
+                await asking
+        assert ended.value.code == "answer_timeout"
+    finally:
+        asking.cancel()
+        await me.close()
+
+
+ATTACKS = (
+    publish_as_another,
+    listen_to_others,
+    forge_a_reply,
+    trace_into_the_log,
+    bring_a_bad_token,
+    forge_an_answer,
+)
+
+
+@pytest.fixture
+def weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is good, and opens everything in the account that owns the log."""
+    everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
+    monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
+    monkeypatch.setattr(auth, "ACCOUNT", "BUS")
+    monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
+    monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+async def test_an_attack_does_no_harm(attack: Attack, nats: Nats) -> None:
+    """Against what is shipped."""
+    await attack(nats)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+async def test_an_attack_can_do_harm(attack: Attack, nats: Nats, weak: None) -> None:
+    """Against a weak bus: so it is no attack that always misses."""
+    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
+        await attack(nats)
+
+
+async def test_a_role_that_may_listen_hears_everything_stored(nats: Nats) -> None:
+    """And still nothing that is not."""
+    for role in ("admin", "operator", "developer", "analyst"):
+        async with connected(nats.agent("a", role), "a") as (a, complaints):
+            await a.subscribe("out.>")
+            await a.flush()
+            assert complaints.empty()
+            await a.subscribe("mcp.>")
+            assert "permissions violation" in await complaints.get()
 
 
 async def test_a_connection_ends_with_its_token(nats: Nats) -> None:
