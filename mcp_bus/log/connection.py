@@ -37,7 +37,7 @@ Token = str | Callable[[], str] | None
 _FORBIDDEN = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
 )
-_DENIED = "Authorization Violation"
+_DENIED = "authorization violation"
 _NO_MESSAGE = 10037
 _CONSUMER_EXISTS = (10148, 10013)
 
@@ -47,7 +47,7 @@ class Log:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.client = Client()
+        self.client = _Client()
         self.generation = 0
         self.ended = asyncio.Event()
         self.refused: Refused | None = None  # why the server lets us in no more
@@ -275,7 +275,7 @@ class Log:
             )
         else:
             logger.info("connection to the log: %s", error)
-            if _DENIED in str(error):
+            if _DENIED in str(error).lower():
                 self._denied()
 
     def _denied(self) -> None:
@@ -308,6 +308,23 @@ class Log:
 
     async def _on_reconnected(self) -> None:
         self._connected.set()
+
+
+class _Client(Client):
+    """nats-py, but for what it does when the server ends a connection with an error.
+
+    It would close for good: when a token is over, and when the server had no time to ask who may
+    connect, because a thousand others came back with us. Here it connects again, with the token
+    of now.
+    """
+
+    async def _process_err(self, err_msg: str) -> None:
+        if _FORBIDDEN.search(err_msg):
+            await super()._process_err(err_msg)
+            return
+        error = NatsError(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
 
 class Listening:

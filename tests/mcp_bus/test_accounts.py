@@ -311,3 +311,22 @@ async def test_a_connection_ends_with_its_token(nats: Nats) -> None:
     async with asyncio.timeout(10):
         await connection.ended.wait()
     await connection.close()
+
+
+async def test_a_connection_goes_on_with_the_next_token(nats: Nats) -> None:
+    """When its token is over it connects again, with the one that it is given then."""
+    lives = iter((2, 60))
+
+    def token() -> str:
+        ttl_s = next(lives)
+        return tokens.issue(KEYS, "a", ["agent"], ttl_s, doors=("rest", "nats"), agent="a")
+
+    connection = await log.connect(nats.url, name="a", token=token)
+    lost = asyncio.Event()
+    connection.on_lost(lost)
+    async with asyncio.timeout(10):
+        await lost.wait()
+    assert await connection.connected(10)
+    assert (await connection.publish(Message.build("event", "a", "b", {"event": "On"}))).position
+    assert not connection.ended.is_set()
+    await connection.close()
