@@ -23,7 +23,8 @@ from benchmarks.harness import (
     measured,
     program,
 )
-from mcp_bus import log
+from benchmarks.publisher import SOURCE
+from mcp_bus import log, tokens
 from mcp_bus.config import START_S_MAX, Settings
 from mcp_bus.embedded.addresses import Addresses
 from mcp_bus.embedded.bus import service_command
@@ -31,12 +32,13 @@ from mcp_bus.embedded.children import environment
 from mcp_bus.store.event_store import RECORDED
 
 MESSAGES = 20_000
+SERVICES = ("recorder", "auth")
 
 
 async def interval() -> Row:
     """Published through mcp_bus.log and recorded, against bare publishing and COPY."""
     async with engines() as (settings, at), _recorder(settings, at) as recorded:
-        agents = _with(settings, nats=at.nats_agents)
+        agents = _with(settings, nats=at.nats_agents, token=_token(settings))
         admin = _with(settings, postgres_admin=at.postgres_admin)
         runs = await measured(lambda: _ours(agents, recorded), lambda: _raw(admin))
     return Row(
@@ -96,30 +98,43 @@ class Recorded:
 
 @contextlib.asynccontextmanager
 async def _recorder(settings: Settings, at: Addresses) -> AsyncIterator[Recorded]:
-    """The real recorder at work."""
+    """The real recorder at work, and the service that lets the publisher in."""
     recorded = Recorded()
     database = await asyncpg.connect(at.postgres)
     await database.add_listener(RECORDED, recorded.heard)
     channel = await log.connect(at.nats, name="bench")
-    ready = asyncio.Event()
+    starting, ready = set(SERVICES), asyncio.Event()
 
     def heard(record: log.Record) -> None:
-        if json.loads(record.data)["status"] == "ok":
+        said = json.loads(record.data)
+        if said["status"] == "ok":
+            starting.discard(said["service"])
+        if not starting:
             ready.set()
 
-    await channel.listen("bus.status.recorder", heard)
-    process = await asyncio.create_subprocess_exec(
-        *service_command("recorder"), env=environment() | settings.environment()
-    )
+    await channel.listen("bus.status.*", heard)
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *service_command(name), env=environment() | settings.environment()
+        )
+        for name in SERVICES
+    ]
     try:
         async with asyncio.timeout(START_S_MAX):
             await ready.wait()
         yield recorded
     finally:
-        process.terminate()
-        await process.wait()
+        for process in processes:
+            process.terminate()
+            await process.wait()
         await channel.close()
         await database.close()
+
+
+def _token(settings: Settings) -> str:
+    assert settings.secret is not None
+    keys = tokens.Keys.of(settings.secret.get_secret_value().encode(), None)
+    return tokens.issue(keys, SOURCE, ("agent",), 3600, doors=("rest", "nats"), agent=SOURCE)
 
 
 def _with(settings: Settings, **urls: str | None) -> Settings:

@@ -28,7 +28,9 @@ async def publish(count: int) -> None:
     """Publish `count` messages and wait until the log has acked each."""
     settings = config.load()
     assert settings.nats is not None
-    channel = await log.connect(settings.nats.get_secret_value(), name=SOURCE)
+    assert settings.token is not None
+    token = settings.token.get_secret_value()
+    channel = await log.connect(settings.nats.get_secret_value(), name=SOURCE, token=token)
     text = "x" * (MESSAGE_BYTES - len(message("").encode()))
     numbers = iter(range(count))
 
