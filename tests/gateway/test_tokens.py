@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from agents_sdk.client import opened
+from agents_sdk.tokens import Place
 from mcp_bus import tokens
+from mcp_bus.claims import claims_of
 from mcp_bus.config import TOKEN_TTL_S, TOKEN_TTL_S_MAX, Settings
+from tests.conftest import Nats
 
 from .conftest import Rest, serving
 from .test_problems import is_problem
@@ -32,6 +37,22 @@ async def test_an_agent_renews_its_token(alone: Rest) -> None:
             assert (found.agent, found.expires * 1000) == ("git", said.body["expires"])
             assert found.expires - found.issued == TOKEN_TTL_S
     assert (await alone.call("POST", "/agents/clock/tokens", {}, token=token)).status == 403
+
+
+async def test_a_process_lives_longer_than_its_token(alone: Rest, nats: Nats) -> None:
+    """At two thirds of its life the SDK renews it at the gateway, and connects anew with it."""
+    keys = alone.services["gateway"].runtime.keys
+    short = tokens.issue(keys, "git", ["agent"], 3, doors=("rest", "nats"), agent="git")
+    bus = await opened("git", Place(nats.url, alone.url, lambda: short))
+    lost = asyncio.Event()
+    bus.log.on_lost(lost)
+    async with asyncio.timeout(10):
+        await lost.wait()
+    assert await bus.log.connected(10)
+    claims = claims_of(bus._tokens.brought())
+    assert claims["exp"] - claims["iat"] == TOKEN_TTL_S
+    assert await bus.publish("somebody", {"event": "WentOn"})
+    await bus.close()
 
 
 async def test_an_admin_issues_for_any_agent(alone: Rest) -> None:
