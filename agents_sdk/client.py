@@ -79,7 +79,7 @@ async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
         raise Refused(f"{id!r} is not an id: 1 to 64 letters, digits, _ and -", code="bad_id")
     tokens = Tokens(id, place, own_roles=own_roles)
     await tokens.renew()
-    token = None if "@" in place.url else tokens.brought
+    token = tokens.brought if tokens.now else None  # a URL may name its user and password
     try:
         async with asyncio.timeout(config.LOG_CONNECT_S):
             channel = await log.connect(place.url, name=id, token=token)

@@ -44,7 +44,7 @@ class Tokens:
         self._own_roles = own_roles
 
     def brought(self) -> str:
-        """What a connection brings, "" for nothing."""
+        """What the next connection brings, "" for nothing."""
         return self.now or ""
 
     async def renew(self) -> None:

@@ -29,9 +29,10 @@ from benchmarks.harness import (
     measured,
     program,
     temporary_settings,
+    token,
 )
 from benchmarks.raw import Chains
-from mcp_bus import config, log, tokens
+from mcp_bus import config, log
 from mcp_bus.config import HEALTH_POLL_S, START_S_MAX
 from mcp_bus.embedded import Bus, credentials, running
 from mcp_bus.embedded.children import environment
@@ -129,7 +130,9 @@ async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
 @contextlib.asynccontextmanager
 async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
     """The agent at work; yields the client's connection, in the agents' account."""
-    channel = await log.connect(bus.nats_url, name=CLIENT, token=_token(bus, CLIENT, "developer"))
+    channel = await log.connect(
+        bus.nats_url, name=CLIENT, token=token(_secret(bus), CLIENT, "developer")
+    )
     registered = asyncio.Event()
     fact = stored(str(Subject("event", REGISTRY, "echo")))
     await channel.listen(fact, lambda _: registered.set())
@@ -140,7 +143,7 @@ async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
         env=environment()
         | {
             "MCP_BUS_NATS": bus.nats_url,
-            "MCP_BUS_TOKEN": _token(bus, "echo", "agent"),
+            "MCP_BUS_TOKEN": token(_secret(bus), "echo", "agent"),
             "MCP_BUS_LOG_LEVEL": "warning",
         },
         cwd=Path(__file__).parents[1],
@@ -225,6 +228,5 @@ def _services_url(bus: Bus) -> str:
     return bus.nats_url.replace("nats://", f"nats://bus:{password}@")
 
 
-def _token(bus: Bus, agent: str, role: str) -> str:
-    keys = tokens.Keys.of(credentials.load(bus.data_dir).secret.encode(), None)
-    return tokens.issue(keys, agent, (role,), 3600, doors=("rest", "nats"), agent=agent)
+def _secret(bus: Bus) -> bytes:
+    return credentials.load(bus.data_dir).secret.encode()

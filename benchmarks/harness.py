@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mcp_bus import __version__, config, log
+from mcp_bus import __version__, config, log, tokens
 from mcp_bus.config import Settings
 from mcp_bus.embedded import credentials, nats_server, postgres
 from mcp_bus.embedded.addresses import Addresses, of_services, plan
@@ -139,6 +139,12 @@ async def engines() -> AsyncIterator[tuple[Settings, Addresses]]:
                 for child in children:
                     child.ask_to_stop()
                     await child.wait()
+
+
+def token(secret: bytes, agent: str, role: str) -> str:
+    """What lets an agent in to a bus with this secret."""
+    keys = tokens.Keys.of(secret, None)
+    return tokens.issue(keys, agent, (role,), 3600, doors=tokens.DOORS, agent=agent)
 
 
 async def fresh_raw_stream(url: str) -> None:

@@ -22,9 +22,10 @@ from benchmarks.harness import (
     fresh_raw_stream,
     measured,
     program,
+    token,
 )
 from benchmarks.publisher import SOURCE
-from mcp_bus import log, tokens
+from mcp_bus import log
 from mcp_bus.config import START_S_MAX, Settings
 from mcp_bus.embedded.addresses import Addresses
 from mcp_bus.embedded.bus import service_command
@@ -38,7 +39,9 @@ SERVICES = ("recorder", "auth")
 async def interval() -> Row:
     """Published through mcp_bus.log and recorded, against bare publishing and COPY."""
     async with engines() as (settings, at), _recorder(settings, at) as recorded:
-        agents = _with(settings, nats=at.nats_agents, token=_token(settings))
+        assert settings.secret is not None
+        mine = token(settings.secret.get_secret_value().encode(), SOURCE, "agent")
+        agents = _with(settings, nats=at.nats_agents, token=mine)
         admin = _with(settings, postgres_admin=at.postgres_admin)
         runs = await measured(lambda: _ours(agents, recorded), lambda: _raw(admin))
     return Row(
@@ -129,12 +132,6 @@ async def _recorder(settings: Settings, at: Addresses) -> AsyncIterator[Recorded
             await process.wait()
         await channel.close()
         await database.close()
-
-
-def _token(settings: Settings) -> str:
-    assert settings.secret is not None
-    keys = tokens.Keys.of(settings.secret.get_secret_value().encode(), None)
-    return tokens.issue(keys, SOURCE, ("agent",), 3600, doors=("rest", "nats"), agent=SOURCE)
 
 
 def _with(settings: Settings, **urls: str | None) -> Settings:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.call import Answer, Call, Gateway
 from mcp_bus import telemetry, tokens
+from mcp_bus.claims import claims_of
 from mcp_bus.config import TOKEN_TTL_S, TOKEN_TTL_S_MAX
 from mcp_bus.domain.roles import AGENTS_WRITE, ROLES
 from mcp_bus.errors import Refused, Unavailable
@@ -49,7 +50,7 @@ async def issue(gateway: Gateway, call: Call) -> Answer:
     token = tokens.issue(
         gateway.keys, agent, wanted.roles, wanted.ttl, doors=tokens.DOORS, agent=agent
     )
-    expires_ms = tokens.verify(gateway.keys, token, "nats").expires * 1000
+    expires_ms = claims_of(token)["exp"] * 1000
     logger.info("token issued", agent=agent, roles=wanted.roles, by=principal.subject)
     return Answer(
         201, {"token": token, "agent": agent, "roles": wanted.roles, "expires": expires_ms}

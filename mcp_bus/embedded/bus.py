@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
-from pydantic import SecretStr
 
 from mcp_bus import __version__, log, tokens
 from mcp_bus.config import (
@@ -124,8 +123,7 @@ async def running(
 
 
 def _keys(settings: Settings, secrets: Credentials) -> Keys:
-    secret = (settings.secret or SecretStr(secrets.secret)).get_secret_value()
-    keys = Keys.of(secret.encode(), settings.token_key)
+    keys = Keys.of(secrets.bus_secret(settings), settings.token_key)
     if keys.signing is None:
         raise SettingsError(
             f"MCP_BUS_TOKEN_KEY: {settings.token_key} is a public key, "

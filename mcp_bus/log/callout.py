@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ACCOUNT = "AGENTS"  # where clients are let in (nats.conf)
 QUESTIONS = "$SYS.REQ.USER.AUTH"
 QUEUE = "auth"
 
 
-async def serve(log: Log, answer: Callable[[bytes], bytes | None]) -> Listening:
-    """Give `answer` to each question; None leaves it to another process, or to the time-out."""
+async def serve(log: Log, answer: Callable[[bytes], bytes]) -> Listening:
+    """Give `answer` to each question; other processes that serve share them."""
 
     async def asked(msg: Msg) -> None:
         try:
-            said = answer(msg.data)
-            if said is not None:
-                await msg.respond(said)
+            await msg.respond(answer(msg.data))
         except Exception:  # unanswered, the client is refused
             logger.exception("a callout failed")
 
@@ -46,7 +45,7 @@ async def kick(log: Log, user: str) -> int:
 
     Raises Unavailable when no server answers.
     """
-    wanted = {"auth": True, "acc": "AGENTS", "user": user}
+    wanted = {"auth": True, "acc": ACCOUNT, "user": user}
     ended = 0
     for server in await _servers(log, json.dumps(wanted).encode()):
         for connection in server["data"].get("connections") or []:

@@ -38,7 +38,6 @@ _FORBIDDEN = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
 )
 _DENIED = "authorization violation"
-_NO_MESSAGE = 10037
 _CONSUMER_EXISTS = (10148, 10013)
 
 

@@ -22,7 +22,6 @@ from mcp_bus.messages import parse
 from mcp_bus.runtime import Runtime
 from mcp_bus.tokens import Keys
 
-ACCOUNT = "AGENTS"  # where clients are let in (nats.conf)
 FACTS = f"mcp.event.{subjects.REGISTRY}.*"
 
 logger = telemetry.logger(__name__)
@@ -89,7 +88,13 @@ class Door:
             "sub": {"allow": permissions.hears(agent, proven.principal)},
             "allowed_connection_types": ["STANDARD"],
         }
-        claims = {"aud": ACCOUNT, "sub": user, "name": agent, "exp": proven.expires, "nats": may}
+        claims = {
+            "aud": callout.ACCOUNT,
+            "sub": user,
+            "name": agent,
+            "exp": proven.expires,
+            "nats": may,
+        }
         return self._account.sign(claims)
 
 

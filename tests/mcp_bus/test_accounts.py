@@ -23,7 +23,6 @@ from mcp_bus.domain import permissions
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.messages import Message
-from mcp_bus.services import auth
 from tests.conftest import KEYS, Nats
 
 Attack = Callable[[Nats], Awaitable[None]]
@@ -278,7 +277,7 @@ def weak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is good, and opens everything in the account that owns the log."""
     everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
     monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
-    monkeypatch.setattr(auth, "ACCOUNT", "BUS")
+    monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")
     monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
     monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
 
