@@ -43,6 +43,7 @@ DOWN: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # asked after a FATAL and before the end of the connection
     OSError,
     TimeoutError,
     Unavailable,

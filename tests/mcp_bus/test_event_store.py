@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -105,3 +108,47 @@ async def test_a_pool_can_be_had_while_there_is_no_database() -> None:
     with pytest.raises(event_store.DOWN):
         await pool.fetchval("SELECT 1")
     await event_store.close(pool)
+
+
+async def test_a_session_that_was_ended_counts_as_away(postgres: Postgres) -> None:
+    """Also between the server's word that it ends and the end: services are to connect again."""
+    admin = await asyncpg.connect(postgres.admin)
+    async with _never_closed(postgres.service) as (url, told_all):
+        pool = await event_store.connect(url)
+        connection = await pool.acquire()
+        await admin.execute("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
+        await told_all.wait()
+        for _ in range(3):  # turns of the loop, in which the client reads what has come
+            await asyncio.sleep(0)
+        with pytest.raises(event_store.DOWN):
+            await connection.fetchval("SELECT 1")
+        pool.terminate()
+    await admin.close()
+
+
+@contextlib.asynccontextmanager
+async def _never_closed(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """The database behind a relay that never tells the client that the server has closed; an
+    event says that it did."""
+    place = urlsplit(url)
+    closed = asyncio.Event()
+
+    async def relay(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection(place.hostname, place.port)
+        upwards = asyncio.create_task(_copy(client, to_server))
+        await _copy(server, to_client)
+        closed.set()
+        await upwards
+        to_server.close()
+        to_client.close()
+
+    async with await asyncio.start_server(relay, place.hostname) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        yield url.replace(f":{place.port}/", f":{port}/"), closed
+
+
+async def _copy(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(65536):
+            to.write(data)
+            await to.drain()
