@@ -22,7 +22,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -51,11 +51,16 @@ class Agent:
         *,
         type: str = "agent",
         capability: str | None = None,
+        version: str | None = None,
+        description: str | None = None,
+        tags: Sequence[str] | None = None,
+        max_concurrency: int | None = None,
         url: str | None = None,
         token: str | None = None,
         data_dir: str | Path | None = None,
     ) -> None:
-        """`capability` (default: the id) holds the actions that name no other one."""
+        """`capability` (default: the id) holds the actions that name no other one; a process
+        takes `max_concurrency` requests at a time (default: HANDLERS_MAX)."""
         if not subjects.is_id(id) or subjects.is_reserved(id):
             raise Refused(
                 f"{id!r} cannot name an agent: 1 to 64 letters, digits, _ and -, not reserved",
@@ -64,6 +69,13 @@ class Agent:
         self.id = id
         self.type = type
         self._capability = capability or id
+        self._max_concurrency = max_concurrency
+        self._about = {
+            "version": version,
+            "description": description,
+            "tags": None if tags is None else list(tags),
+            "maxConcurrency": max_concurrency,
+        }
         self._where = (url, token, data_dir)
         self._actions: dict[str, Action] = {}
         self._bus: Bus | None = None
@@ -105,7 +117,8 @@ class Agent:
         self._actions[action.name] = action
 
     def describe(self) -> dict[str, Any]:
-        """The registration: {"id", "type", "capabilities": [{name, actions, parameters}]}."""
+        """The registration: {"id", "type", "capabilities": [{name, actions, parameters}]}, and
+        of version, description, tags and maxConcurrency those that were given."""
         capabilities: dict[str, dict[str, Any]] = {}
         for action in self._actions.values():
             name = action.capability or self._capability
@@ -113,7 +126,9 @@ class Agent:
             capability = capabilities.setdefault(name, empty)
             capability["actions"].append(action.name)
             capability["parameters"][action.name] = action.describe()
-        return {"id": self.id, "type": self.type, "capabilities": list(capabilities.values())}
+        about = {key: given for key, given in self._about.items() if given is not None}
+        listed = list(capabilities.values())
+        return {"id": self.id, "type": self.type, "capabilities": listed, **about}
 
     # --- its life
 
@@ -190,7 +205,8 @@ class Agent:
         faults = Faults(config.load())
         self._bus = await _until_available(lambda: opened(self.id, find(*self._where)))
         await _until_available(self._register)
-        self._serving = Serving(self._bus, self._actions, faults)
+        room = self._max_concurrency or config.HANDLERS_MAX
+        self._serving = Serving(self._bus, self._actions, faults, room)
         self._loops = [
             asyncio.create_task(self._serving.run()),
             asyncio.create_task(self._beat()),
@@ -230,6 +246,8 @@ class Agent:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._serving is not None:
+            await self._tell("gone")
         await self._bus.close()
         self._bus = None
 

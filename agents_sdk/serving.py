@@ -17,7 +17,7 @@ from typing import Any
 
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus, checked, in_hand
-from mcp_bus.config import ACTION_S_MAX, ANSWERED_KEPT_MAX, HANDLERS_MAX, IN_PROGRESS_EVERY_S
+from mcp_bus.config import ACTION_S_MAX, ANSWERED_KEPT_MAX, IN_PROGRESS_EVERY_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Deliveries, Delivery, Record
@@ -29,11 +29,13 @@ logger = logging.getLogger(__name__)
 class Serving:
     """The requests of one agent id, as far as this process takes them."""
 
-    def __init__(self, bus: Bus, actions: Mapping[str, Action], faults: Faults) -> None:
+    def __init__(
+        self, bus: Bus, actions: Mapping[str, Action], faults: Faults, at_once: int
+    ) -> None:
         self._bus = bus
         self._actions = actions
         self._faults = faults
-        self._queue: Deliveries = bus.log.deliver(bus.id, HANDLERS_MAX)
+        self._queue: Deliveries = bus.log.deliver(bus.id, at_once)
         self._running: dict[asyncio.Task[None], int] = {}  # and the position it answers
         self._answering: dict[int, asyncio.Task[None]] = {}  # by position
         self._answered: dict[int, None] = {}  # positions, the latest ones

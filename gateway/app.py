@@ -22,10 +22,11 @@ from gateway.routes import ROUTES
 from gateway.services import SUBJECT, Services
 from mcp_bus import telemetry
 from mcp_bus.config import BODY_BYTES_MAX, DRAIN_GATEWAY_S
+from mcp_bus.domain.health import Heartbeats
 from mcp_bus.errors import SettingsError
-from mcp_bus.log import Asker
+from mcp_bus.log import Asker, Record
 from mcp_bus.runtime import Runtime
-from mcp_bus.subjects import GATEWAY
+from mcp_bus.subjects import GATEWAY, heartbeat_of
 
 logger = telemetry.logger(__name__)
 
@@ -59,7 +60,16 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
     asker = Asker(log, GATEWAY, may_read=True)
     await asker.start()
     services = Services()
-    listening = await log.listen(SUBJECT, services.heard)
+    heartbeats = Heartbeats()
+    loop = asyncio.get_running_loop()
+
+    def beat(record: Record) -> None:
+        heartbeats.heard(record.subject, record.data, loop.time())
+
+    listening = [
+        await log.listen(SUBJECT, services.heard),
+        await log.listen(heartbeat_of("*"), beat),
+    ]
     try:
         yield Gateway(
             keys=keys,
@@ -68,11 +78,13 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
             pool=pool,
             read_models=ReadModels(pool, runtime.report),
             services=services,
+            heartbeats=heartbeats,
             faults=runtime.faults,
             stopping=asyncio.Event(),
         )
     finally:
-        await listening.stop()
+        for each in listening:
+            await each.stop()
         await asker.stop()
 
 

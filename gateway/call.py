@@ -20,10 +20,12 @@ from gateway.read_models import ReadModels
 from gateway.services import Services
 from mcp_bus import telemetry
 from mcp_bus.config import QUERY_S
+from mcp_bus.domain.health import Heartbeats
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Asker, Log
+from mcp_bus.messages import now_ms
 from mcp_bus.tokens import Keys
 
 T = TypeVar("T")
@@ -41,8 +43,13 @@ class Gateway:
     pool: asyncpg.Pool
     read_models: ReadModels
     services: Services
+    heartbeats: Heartbeats
     faults: Faults
     stopping: asyncio.Event  # whoever waits for long answers now
+
+    def live(self, agent: str) -> dict[str, Any]:
+        """How an agent's processes are, as this gateway hears them; see Heartbeats.live."""
+        return self.heartbeats.live(agent, asyncio.get_running_loop().time(), now_ms())
 
     async def query(self, query: Callable[..., Awaitable[T]], *given: Any, **more: Any) -> T:
         """Ask the read models; Unavailable `store_unavailable` when PostgreSQL does not answer."""
@@ -66,6 +73,7 @@ class Call:
     query: Any
     body: Any
     json: Any  # the body as it was sent
+    expected: int | None = None  # If-Match: the position of the last change that was seen
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, also of a problem
 
 

@@ -34,11 +34,12 @@ async def decided(
 
     Raises the decider's refusal, and what asking raises.
     """
+    expected = {} if call.expected is None else {"expected": call.expected}
     command = Message.build(
         "request",
         GATEWAY,
         decider,
-        {"action": action, "inputs": inputs},
+        {"action": action, "inputs": inputs, **expected},
         message_id=message_id,
         reply_to=gateway.asker.instance,
         principal={"subject": call.principal.subject, "roles": list(call.principal.roles)},

@@ -24,6 +24,7 @@ from mcp_bus.errors import Finding, MessageError, Refused
 from mcp_bus.messages import Id, Text, dumps, findings_of, loads
 
 TRACEPARENT = re.compile(r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+ETAG = re.compile(r'\A"[0-9]{1,16}"\Z')
 NOBODY = Principal("", ())
 SUBJECT: web.RequestKey[str] = web.RequestKey("subject", str)
 TRACE: web.RequestKey[str] = web.RequestKey("trace", str)
@@ -55,6 +56,7 @@ def opened(route: Route, gateway: Gateway) -> HttpHandler:
             query=query,
             body=_body(body, route.body, route.bare) if route.body else None,
             json=body,
+            expected=_expected(request),
         )
         request[HEADERS] = call.headers
         answer = await route.handler(gateway, call)
@@ -100,6 +102,15 @@ def _authenticated(request: web.Request, keys: tokens.Keys) -> Principal:
     if scheme.lower() != "bearer" or not token:
         raise Refused("a bearer token is needed: Authorization: Bearer …", code="unauthenticated")
     return tokens.verify(keys, token.strip(), "rest").principal
+
+
+def _expected(request: web.Request) -> int | None:
+    given = request.headers.get("If-Match")
+    if given is None:
+        return None
+    if not ETAG.match(given):
+        raise Refused('If-Match takes one ETag, "POSITION"', code="bad_value")
+    return int(given.strip('"'))
 
 
 def _path(given: Mapping[str, str]) -> dict[str, str]:

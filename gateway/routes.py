@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway import agents, analytics, executions, health, tokens, workflows
 from gateway.call import Route
-from mcp_bus.domain.agents import Registration
+from mcp_bus.domain.agent import Registration
 from mcp_bus.domain.roles import (
     AGENTS_READ,
     AGENTS_REVOKE,
@@ -24,6 +24,9 @@ ROUTES: tuple[Route, ...] = (
           body=Registration),
     Route("GET", "/agents/discover", agents.discover, AGENTS_READ, (200,),
           query=agents.Discovery),
+    Route("GET", "/agents/{id}", agents.show, AGENTS_READ, (200,)),
+    Route("GET", "/agents/{id}/history", agents.history, AGENTS_READ, (200,),
+          query=executions.Page),
     Route("PUT", "/agents/{id}/capabilities", agents.set_capabilities, AGENTS_WRITE, (200,),
           body=agents.CapabilitiesBody, bare="capabilities"),
     Route("POST", "/agents/{id}/revoke", agents.revoke, AGENTS_REVOKE, (200,),

@@ -17,7 +17,7 @@ from mcp_bus.config import TOKEN_TTL_S, TOKEN_TTL_S_MAX
 from mcp_bus.domain.roles import AGENTS_WRITE, ROLES
 from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.messages import Text
-from projections import queries
+from projections import discovery
 
 AGENT = "agent"
 
@@ -60,6 +60,6 @@ async def issue(gateway: Gateway, call: Call) -> Answer:
 async def _revoked(gateway: Gateway, agent: str) -> bool:
     """A token that a revoked agent renewed would come alive with it, should it be reinstated."""
     try:
-        return await gateway.query(queries.revoked, agent)
+        return await gateway.query(discovery.revoked, agent)
     except Unavailable:
         return False  # agents go on without PostgreSQL; the auth service refuses it meanwhile

@@ -47,6 +47,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_workflow": (404, "No such workflow"),
     "unknown_execution": (404, "No such execution"),
     "unknown_conversation": (404, "No such conversation"),
+    "changed_meanwhile": (412, "It was changed by somebody else"),
     "version_exists": (409, "This version exists with other content"),
     "duplicate_step": (422, "Two steps have the same id"),
     "unknown_reference": (422, "A reference points nowhere"),

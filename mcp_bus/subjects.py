@@ -27,6 +27,7 @@ NO_INSTANCE = "_"
 REGISTRY = "registry"
 WORKFLOWS = "workflows"
 CLOCK = "_clock"
+HEALTH = "_health"  # what was observed of heartbeats
 GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
 DECIDERS = (REGISTRY, WORKFLOWS)
 EPOCH = "_epoch"

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 
+from mcp_bus.domain.agents import FACTS_OF_AGENTS
 from mcp_bus.subjects import REGISTRY, is_id
 from projections.projection import (
     ADDED,
@@ -28,10 +29,16 @@ TABLES = (
             "id": "text",
             "type": "text",
             "status": "text",
+            "deactivated": "boolean",
+            "silent": "boolean",
             "revoked": "boolean",
             "owner": "text",
             "version": "bigint",
             "capabilities": "json",
+            "about": "json",
+            "agent_version": "text",
+            "tags": "json",
+            "words": "text",
             "registered_us": "bigint",
             "changed_us": "bigint",
             "position": "bigint",
@@ -56,17 +63,12 @@ TABLES = (
         },
     ),
 )
-FACTS = (
-    "AgentRegistered",
-    "AgentChanged",
-    "CapabilitiesChanged",
-    "AgentRevoked",
-    "AgentReinstated",
-)
+WORDS_MAX = 100_000  # characters; a tsvector has a bound of 1 MB
+SILENT = {"AgentHeard": False, "AgentSilent": True, "AgentReturned": False}
 
 
 async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
-    facts = [fact for fact in batch if fact.source == REGISTRY and fact.event in FACTS]
+    facts = [fact for fact in batch if fact.source == REGISTRY and fact.event in FACTS_OF_AGENTS]
     loaded = await TABLES[0].load(connection, {fact.target for fact in facts})
     agents = {row["id"]: row for row in loaded}
     capabilities: dict[str, Row] = {}
@@ -85,10 +87,20 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
             agent["capabilities"] = json_text(fact.get("capabilities"))
             offers[fact.target] = _offers(fact, listed)
         agent["type"] = label(fact.get("type")) or agent["type"]
-        agent["status"] = label(fact.get("status")) or agent["status"]
-        if fact.event in ("AgentRevoked", "AgentReinstated"):
-            agent["revoked"] = fact.event == "AgentRevoked"
-            agent["status"] = "inactive" if agent["revoked"] else "active"
+        _state(agent, fact)
+        about = fact.get("about")
+        if isinstance(about, dict):
+            agent["about"] = json_text(about)
+            agent["agent_version"] = label(about.get("version"))
+            agent["tags"] = json_text([tag for tag in about.get("tags", ()) if label(tag)])
+        agent["words"] = words_of(
+            {
+                "id": agent["id"],
+                "type": agent["type"],
+                "capabilities": json.loads(agent["capabilities"]),
+                **json.loads(agent["about"]),
+            }
+        )
         agent["owner"] = label(fact.get("owner")) or agent["owner"]
         agent["version"] += 1
         agent["changed_us"] = fact.time_us
@@ -103,15 +115,37 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
     )
 
 
+def _state(agent: Row, fact: Entry) -> None:
+    """Why an agent is inactive, if it is; as the registry's aggregate."""
+    if fact.event in ("AgentRegistered", "AgentChanged"):
+        agent["deactivated"] = fact.get("status") == "inactive"
+    elif fact.event == "AgentDeactivated":
+        agent["deactivated"] = True
+    elif fact.event == "AgentRevoked":
+        agent["revoked"] = True
+    elif fact.event == "AgentReinstated":
+        agent["revoked"] = agent["deactivated"] = False
+    else:
+        agent["silent"] = SILENT.get(fact.event or "", agent["silent"])
+    inactive = agent["deactivated"] or agent["silent"] or agent["revoked"]
+    agent["status"] = "inactive" if inactive else "active"
+
+
 def _unregistered(fact: Entry) -> Row:
     return {
         "id": fact.target,
         "type": "",
         "status": "active",
+        "deactivated": False,
+        "silent": None,
         "revoked": False,
         "owner": fact.target,
         "version": 0,
         "capabilities": "[]",
+        "about": "{}",
+        "agent_version": None,
+        "tags": "[]",
+        "words": "",
         "registered_us": fact.time_us,
         "changed_us": fact.time_us,
         "position": fact.position,
@@ -148,6 +182,18 @@ def _offers(fact: Entry, listed: list[tuple[str, dict[str, Any]]]) -> list[Row]:
         }
         for ordinal, (name, capability) in enumerate(listed)
     ]
+
+
+def words_of(agent: dict[str, Any]) -> str:
+    """Everything of an Agent that people would look for, cut where an index has its bound."""
+    found = [agent["id"], agent["type"], agent.get("description"), *agent.get("tags", ())]
+    for name, capability in _listed(agent["capabilities"]):
+        parameters = capability.get("parameters")
+        described = parameters.values() if isinstance(parameters, dict) else ()
+        found += [name, *_ids(capability.get("actions"))]
+        found += [d.get("description") for d in described if isinstance(d, dict)]
+    text = " ".join(word for word in found if isinstance(word, str))
+    return text.replace("\0", " ").replace("_", " ").replace("-", " ")[:WORDS_MAX]
 
 
 def _ids(actions: Any) -> list[str]:

@@ -23,19 +23,6 @@ HOUR_MS = 3_600_000
 PERCENTILES = ("p50", "p90", "p95", "p99")
 Json = dict[str, Any]
 
-_DISCOVER = """
-SELECT id, type, capabilities, status, revoked
-FROM read.agents AS agent
-WHERE ($3::text IS NULL OR type = $3) AND ($4::text IS NULL OR status = $4)
-    AND (($1::text IS NULL AND $2::text IS NULL) OR EXISTS (
-        SELECT FROM read.agent_capabilities AS offer
-        WHERE offer.agent_id = agent.id AND ($1 IS NULL OR offer.capability = $1)
-            AND ($2 IS NULL OR $2 IN (SELECT json_array_elements_text(offer.actions)))
-    ))
-ORDER BY id COLLATE "C"
-LIMIT $5
-"""
-
 _WORKFLOW = """
 SELECT definition, (
     SELECT json_agg(json_build_object(
@@ -121,45 +108,9 @@ LIMIT $3
 """
 
 
-async def discover(
-    pool: asyncpg.Pool,
-    *,
-    capability: str | None = None,
-    action: str | None = None,
-    type: str | None = None,
-    status: str | None = "active",
-) -> list[Json]:
-    """Agents that fulfil every filter, ordered by id; status None or "any" takes all.
-
-    An agent that is revoked is inactive, and has `revoked`: true besides.
-    Capability and action together ask for one capability that has the action.
-    """
-    wanted = None if status == "any" else status
-    async with _asking(pool) as connection:
-        rows = await connection.fetch(_DISCOVER, capability, action, type, wanted, ROWS_MAX)
-    return [
-        {
-            "id": row["id"],
-            "type": row["type"],
-            "capabilities": json.loads(row["capabilities"]),
-            "status": row["status"],
-            **({"revoked": True} if row["revoked"] else {}),
-        }
-        for row in rows
-    ]
-
-
-async def revoked(pool: asyncpg.Pool, agent: str) -> bool:
-    """Whether an agent is revoked now."""
-    async with _asking(pool) as connection:
-        return bool(
-            await connection.fetchval("SELECT revoked FROM read.agents WHERE id = $1", agent)
-        )
-
-
 async def workflow(pool: asyncpg.Pool, id: str) -> Json | None:
     """The latest version of a workflow, with its newest executions; None if there is none."""
-    async with _asking(pool) as connection:
+    async with asking(pool) as connection:
         row = await connection.fetchrow(_WORKFLOW, id, EXECUTIONS_SHOWN_MAX)
     if row is None:
         return None
@@ -169,7 +120,7 @@ async def workflow(pool: asyncpg.Pool, id: str) -> Json | None:
 
 async def execution(pool: asyncpg.Pool, id: str) -> Json | None:
     """An execution with all steps of its version; `outputs` are those of its last step."""
-    async with _asking(pool) as connection:
+    async with asking(pool) as connection:
         rows = await connection.fetch(_EXECUTION, id)
     if not rows:
         return None
@@ -196,7 +147,7 @@ async def conversation(
     pool: asyncpg.Pool, correlation_id: str, after: int = 0, limit: int = 100
 ) -> Json:
     """A page of a conversation in the order of the log; `next` is the `after` of the next page."""
-    async with _asking(pool) as connection:
+    async with asking(pool) as connection:
         messages, more = await event_store.read_conversation(
             connection, correlation_id, after, limit, PAGE_BYTES_MAX
         )
@@ -272,12 +223,12 @@ async def errors(pool: asyncpg.Pool, from_ms: int, to_ms: int) -> Json:
 
 async def position(pool: asyncpg.Pool) -> int:
     """Up to which position the read models are."""
-    async with _asking(pool) as connection:
+    async with asking(pool) as connection:
         return await event_store.checkpoint(connection, event_store.READ)
 
 
 @asynccontextmanager
-async def _asking(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+async def asking(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """A connection; a database that is away is told as such."""
     try:
         async with pool.acquire() as connection:
@@ -293,7 +244,7 @@ async def _asking(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 async def _period(pool: asyncpg.Pool, sql: str, from_ms: int, to_ms: int) -> tuple[list[Any], Json]:
     """Rows of whole hours, and the period that they cover."""
     start, end = from_ms // HOUR_MS * HOUR_MS, -(-to_ms // HOUR_MS) * HOUR_MS
-    async with _asking(pool) as connection:
+    async with asking(pool) as connection:
         return await connection.fetch(sql, start, end, ROWS_MAX), {"from": start, "to": end}
 
 

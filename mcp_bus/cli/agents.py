@@ -23,13 +23,13 @@ def agents() -> None:
 @click.option("--action", help="Only agents with this action.")
 @click.option("--type", "type_", help="Only agents of this type.")
 @click.option("--status", type=click.Choice(["active", "inactive", "any"]), default="active")
+@click.option("--tag", help="Only agents with this tag.")
+@click.option("--text", help="Only agents that have these words somewhere.")
+@click.option("--at", help="As they were at a position of the log, or at a time (RFC 3339).")
 @client
-def list_agents(
-    given: Globals, capability: str | None, action: str | None, type_: str | None, status: str
-) -> None:
+def list_agents(given: Globals, type_: str | None, **query: str | None) -> None:
     """List the agents that fit."""
-    query = {"capability": capability, "action": action, "type": type_, "status": status}
-    found = ask(given, "GET", "/agents/discover", query=query)
+    found = ask(given, "GET", "/agents/discover", query=query | {"type": type_})
     if given.as_json:
         return screen.as_json(found)
     rows = [(a["id"], a["type"], _status(a), ", ".join(_actions(a))) for a in found["agents"]]
@@ -40,22 +40,46 @@ def list_agents(
 @click.argument("agent_id", metavar="ID")
 @client
 def show(given: Globals, agent_id: str) -> None:
-    """Show one agent with its actions."""
-    from mcp_bus.errors import Refused
-
-    found = ask(given, "GET", "/agents/discover", query={"status": "any"})
-    agent = next((a for a in found["agents"] if a["id"] == agent_id), None)
-    if agent is None:
-        raise Refused(f"there is no agent {agent_id}", code="unknown_agent")
+    """Show one agent with its actions and processes."""
+    agent = ask(given, "GET", f"/agents/{quote(agent_id, safe='')}")
     if given.as_json:
         return screen.as_json(agent)
-    screen.fields(id=agent["id"], type=agent["type"], status=_status(agent))
+    live = agent["live"]
+    processes = [f"{p['instance']} {p['health']}" for p in live["instances"]]
+    screen.fields(
+        id=agent["id"],
+        type=agent["type"],
+        status=_status(agent),
+        **{key: agent[key] for key in ("version", "description") if key in agent},
+        **({"tags": ", ".join(agent["tags"])} if "tags" in agent else {}),
+        health=f"{live['health']}, {live['inFlight']} in flight",
+        **({"processes": ", ".join(processes)} if processes else {}),
+    )
     rows = [
         (capability["name"], action, _description(capability, action))
         for capability in agent["capabilities"]
         for action in capability["actions"]
     ]
     return screen.table(("capability", "action", "description"), rows)
+
+
+@agents.command()
+@click.argument("agent_id", metavar="ID")
+@client
+def history(given: Globals, agent_id: str) -> None:
+    """Show what became of an agent: its facts, in order."""
+    facts: list[dict[str, Any]] = []
+    after: int | None = 0
+    while after is not None:
+        page = ask(
+            given, "GET", f"/agents/{quote(agent_id, safe='')}/history", query={"after": after}
+        )
+        facts += page["facts"]
+        after = page["next"]
+    if given.as_json:
+        return screen.as_json({"facts": facts})
+    rows = [(f["position"], screen.moment(f["time"]), f["event"], _detail(f)) for f in facts]
+    return screen.table(("position", "time", "fact", ""), rows)
 
 
 @agents.command()
@@ -95,6 +119,14 @@ def _status(agent: dict[str, Any]) -> str:
 
 def _actions(agent: dict[str, Any]) -> list[str]:
     return [action for capability in agent["capabilities"] for action in capability["actions"]]
+
+
+def _detail(fact: dict[str, Any]) -> str:
+    """What a fact says besides its name, in a few words."""
+    if "capabilities" in fact:
+        return "actions: " + ", ".join(_actions(fact))
+    plain = {key: fact[key] for key in ("type", "status", "reason") if fact.get(key)}
+    return ", ".join(f"{key}: {value}" for key, value in plain.items())
 
 
 def _description(capability: dict[str, Any], action: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -40,6 +41,11 @@ def fields(**values: Any) -> None:
 def milliseconds(started: int | None, ended: int | None) -> str:
     """How long something took, as far as it is known."""
     return "" if started is None or ended is None else str(ended - started)
+
+
+def moment(time_ms: int) -> str:
+    """A time of the log, in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(" ", "milliseconds")
 
 
 def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

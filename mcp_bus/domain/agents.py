@@ -1,8 +1,11 @@
 """Agents: the registry's decisions. Who is known, what they can do, who may say so.
 
-Commands: `register`, `set_capabilities`, `revoke`. Facts: AgentRegistered, AgentChanged,
-CapabilitiesChanged, AgentRevoked, AgentReinstated. A revoked agent is inactive and can say nothing
-more about itself; only somebody else who may write it brings it back, by registering it.
+Commands: `register`, `set_capabilities`, `revoke`; one whose payload has `expected` is refused
+unless that is the position of the agent's last fact. A revoked agent is inactive and can say
+nothing more about itself; only somebody else who may write it brings it back, by registering it.
+
+What `_health` observes of heartbeats (HeartbeatSeen, HeartbeatsMissed) is an input like a command:
+an agent that was heard and is heard no more is silent, and so inactive, until it returns.
 
 The registry also answers for whoever cannot: a request to an agent that is unknown or inactive at
 its position gets an error, so that no request waits for ever.
@@ -12,43 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from eventsourcing.domain import BaseAggregate, CanInitAggregate
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcp_bus import subjects
 from mcp_bus.domain import roles
+from mcp_bus.domain.agent import CAPABILITIES_MAX, Agent, Capability, Registration
 from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
-from mcp_bus.domain.facts import Fact, fact_of, moment, name_of, payload_of
+from mcp_bus.domain.facts import FACTS, fact_of, moment, name_of, payload_of
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Id, Message, Text, findings_of
-
-Status = Literal["active", "inactive"]
-CAPABILITIES_MAX = 256
-ACTIONS_MAX = 1024
-
-
-class Capability(BaseModel):
-    """The specification's AgentCapability. Where a key of `parameters` is an action's name, its
-    value describes the action: {"description", "inputs": JSON Schema, "outputs": JSON Schema}."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    name: Text
-    actions: Annotated[list[Id], Field(max_length=ACTIONS_MAX)]
-    parameters: dict[str, Any]
-
-
-class Registration(BaseModel):
-    """The specification's Agent; without a status an agent is active."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    id: Id
-    type: Text
-    capabilities: Annotated[list[Capability], Field(max_length=CAPABILITIES_MAX)]
-    status: Status = "active"
 
 
 class Capabilities(BaseModel):
@@ -69,101 +46,40 @@ class Revocation(BaseModel):
     reason: Text | None = None
 
 
-class Agent(BaseAggregate[str]):
-    """An agent as its facts made it."""
-
-    TOPIC = "Agent"
-
-    class Event(Fact):
-        """Base of this aggregate's facts."""
-
-    @dataclass(frozen=True)
-    class AgentRegistered(Event, CanInitAggregate[str]):
-        TOPIC = "AgentRegistered"
-        originator_topic: str
-        type: str
-        capabilities: list[dict[str, Any]]
-        status: Status
-        owner: str
-
-    @dataclass(frozen=True)
-    class AgentChanged(Event):
-        TOPIC = "AgentChanged"
-        type: str
-        status: Status
-
-        def apply(self, aggregate: Agent) -> None:
-            aggregate.type, aggregate.status = self.type, self.status
-
-    @dataclass(frozen=True)
-    class CapabilitiesChanged(Event):
-        TOPIC = "CapabilitiesChanged"
-        capabilities: list[dict[str, Any]]
-
-        def apply(self, aggregate: Agent) -> None:
-            aggregate.capabilities = self.capabilities
-
-    @dataclass(frozen=True)
-    class AgentRevoked(Event):
-        TOPIC = "AgentRevoked"
-        reason: str | None
-
-        def apply(self, aggregate: Agent) -> None:
-            aggregate.status, aggregate.revoked = "inactive", True
-
-    @dataclass(frozen=True)
-    class AgentReinstated(Event):
-        TOPIC = "AgentReinstated"
-
-        def apply(self, aggregate: Agent) -> None:
-            aggregate.status, aggregate.revoked = "active", False
-
-    def __init__(
-        self, type: str, capabilities: list[dict[str, Any]], status: Status, owner: str
-    ) -> None:
-        self.type = type
-        self.capabilities = capabilities
-        self.status: Status = status
-        self.owner = owner
-        self.revoked = False
-
-    def as_json(self) -> dict[str, Any]:
-        """The specification's Agent; of one that is revoked also `revoked`: true."""
-        return {
-            "id": self.id,
-            "type": self.type,
-            "capabilities": self.capabilities,
-            "status": self.status,
-            **({"revoked": True} if self.revoked else {}),
-        }
-
-    def actions(self) -> frozenset[str]:
-        """Every action of every capability."""
-        return frozenset(a for capability in self.capabilities for a in capability["actions"])
+FACTS_OF_AGENTS = frozenset(name for name, (who, _) in FACTS.items() if who == subjects.REGISTRY)
+HEARTBEAT_SEEN = "HeartbeatSeen"
+HEARTBEATS_MISSED = "HeartbeatsMissed"
 
 
 @dataclass(slots=True)
 class Agents:
-    """Every agent ever registered, and the position of its AgentRegistered."""
+    """Every agent ever registered, the position of its AgentRegistered, and of its last fact."""
 
     known: dict[str, Agent] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
 
 
 def fold_fact(agents: Agents, logged: Logged) -> None:
     """Read a fact of the registry; anything else changes nothing."""
     message = logged.message
     name = name_of(message) if message.source == subjects.REGISTRY else None
+    if name not in FACTS_OF_AGENTS:
+        return
     if name == "AgentRegistered":
         agents.known[message.target] = fact_of(message, logged.time, Agent.TOPIC).mutate(None)
         agents.since[message.target] = logged.position
-    elif name in ("AgentChanged", "CapabilitiesChanged", "AgentRevoked", "AgentReinstated"):
+    else:
         fact_of(message, logged.time).mutate(agents.known[message.target])
+    agents.changed[message.target] = logged.position
 
 
 def accept(agents: Agents, logged: Logged) -> Key | None:
-    """Commands, keyed by the agent they name, and requests that nobody else will answer."""
+    """Commands and observations, keyed by the agent they name, and requests that nobody else
+    will answer."""
     message = logged.message
+    if message.kind == "event" and message.source == subjects.HEALTH:
+        return ("agent", message.target) if message.target in agents.known else None
     if message.kind != "request":
         return None
     if message.target == subjects.REGISTRY:
@@ -178,6 +94,8 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
 def decide(agents: Agents, logged: Logged, _: Mapping[int, Message]) -> list[Draft]:
     """The facts and the answer that a command leads to; an error for who cannot answer."""
     message = logged.message
+    if message.source == subjects.HEALTH:
+        return _observed(agents, logged)
     if message.target != subjects.REGISTRY:
         return [refusal(logged, _unreachable(agents, message.target))]
     try:
@@ -215,6 +133,7 @@ def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     if subjects.is_reserved(wanted.id):
         raise Refused(f"the id {wanted.id} is reserved", code="reserved_id", pointer="/id")
     _authorise(agents, logged.message, wanted.id)
+    _expect(agents, logged.message, wanted.id)
     given = [capability.model_dump() for capability in wanted.capabilities]
     agent = agents.known.get(wanted.id)
     if agent is None:
@@ -226,26 +145,37 @@ def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
             capabilities=given,
             status=wanted.status,
             owner=wanted.id,
+            about=wanted.about(),
         )
         return _said(agent, logged, created=True)
     draft = copy_of(agent)
-    if draft.revoked:
-        draft.trigger_event(Agent.AgentReinstated, timestamp=moment(logged.time))
-    if (draft.type, draft.status) != (wanted.type, wanted.status):
-        draft.trigger_event(
-            Agent.AgentChanged,
-            timestamp=moment(logged.time),
-            type=wanted.type,
-            status=wanted.status,
-        )
+    _change(draft, wanted, logged)
     _change_capabilities(draft, given, logged)
     return _said(draft, logged, created=False)
+
+
+def _change(agent: Agent, wanted: Registration, logged: Logged) -> None:
+    at, inactive = moment(logged.time), wanted.status == "inactive"
+    if agent.revoked:
+        agent.trigger_event(Agent.AgentReinstated, timestamp=at)
+    if agent.silent and logged.message.source == agent.id:
+        agent.trigger_event(Agent.AgentReturned, timestamp=at)  # it speaks; its heartbeat follows
+    about = wanted.about()
+    activated = agent.deactivated and not inactive
+    if (agent.type, agent.about) != (wanted.type, about) or activated:
+        status = "inactive" if agent.deactivated and inactive else "active"
+        agent.trigger_event(
+            Agent.AgentChanged, timestamp=at, type=wanted.type, status=status, about=about
+        )
+    if inactive and not agent.deactivated:
+        agent.trigger_event(Agent.AgentDeactivated, timestamp=at)
 
 
 def _set_capabilities(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     wanted: Capabilities = checked(Capabilities, inputs)
     draft = copy_of(_known(agents, wanted.id))
     _authorise(agents, logged.message, wanted.id)
+    _expect(agents, logged.message, wanted.id)
     _change_capabilities(draft, [c.model_dump() for c in wanted.capabilities], logged)
     return _said(draft, logged)
 
@@ -259,6 +189,7 @@ def _revoke(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     wanted: Revocation = checked(Revocation, inputs)
     roles.principal_of(logged.message).require(roles.AGENTS_REVOKE, wanted.id)
     draft = copy_of(_known(agents, wanted.id))
+    _expect(agents, logged.message, wanted.id)
     if not draft.revoked:
         draft.trigger_event(Agent.AgentRevoked, timestamp=moment(logged.time), reason=wanted.reason)
     return _said(draft, logged)
@@ -281,6 +212,31 @@ def _authorise(agents: Agents, message: Message, agent_id: str) -> None:
     agent = agents.known.get(agent_id)
     if agent is not None and agent.revoked and principal.subject == agent_id:
         raise Refused(f"the agent {agent_id} is revoked", code="agent_revoked")
+
+
+def _expect(agents: Agents, message: Message, agent_id: str) -> None:
+    """Refuse a change of something else than its sender has seen."""
+    expected = message.payload.get("expected")
+    found = agents.changed.get(agent_id, 0)
+    if expected is not None and expected != found:
+        raise Refused(
+            f"the agent {agent_id} was changed at position {found}, expected was {expected}",
+            code="changed_meanwhile",
+        )
+
+
+def _observed(agents: Agents, logged: Logged) -> list[Draft]:
+    """The fact that follows when heartbeats come or stay away; none when it is known already."""
+    agent = copy_of(agents.known[logged.message.target])
+    seen = logged.message.payload.get("event") == HEARTBEAT_SEEN
+    at = moment(logged.time)
+    if seen and agent.silent is None:
+        agent.trigger_event(Agent.AgentHeard, timestamp=at)
+    elif seen and agent.silent:
+        agent.trigger_event(Agent.AgentReturned, timestamp=at)
+    elif not seen and agent.silent is False:
+        agent.trigger_event(Agent.AgentSilent, timestamp=at)
+    return [event(logged, agent.id, payload_of(said)) for said in agent.collect_events()]
 
 
 def _change_capabilities(agent: Agent, given: list[dict[str, Any]], logged: Logged) -> None:
@@ -307,8 +263,10 @@ def _unreachable(agents: Agents, target: str) -> BusError:
 
 
 def _reads(agents: Agents, subject: subjects.Subject) -> bool:
-    """Commands, own outputs, and requests that nobody else will answer."""
-    if subject.source == subjects.REGISTRY or subject.target == subjects.REGISTRY:
+    """Commands, observations, own outputs, and requests that nobody else will answer."""
+    if subject.source in (subjects.REGISTRY, subjects.HEALTH):
+        return True
+    if subject.target == subjects.REGISTRY:
         return True
     return subject.kind == "request" and not _answers_itself(agents, subject.target)
 

@@ -171,6 +171,11 @@ class Fold(Generic[S]):
             for request, draft in self.decider.due(self.state, time)
         ]
 
+    def observed(self, source: str, name: str, draft: Draft, now: int) -> Message:
+        """What the world outside did, as a message of a reserved source; `name` is once for ever,
+        so that it is stored once, however often it is said."""
+        return render(draft, source, self._mac(f"{source}|{name}"), now)
+
     def output_id(self, position: int, index: int, count: int) -> str:
         """The id of an output; see the module's docstring."""
         return f"{position}-{index}of{count}-{self._mac(f'{position}|{index}|{count}')}"

@@ -21,8 +21,12 @@ from mcp_bus.messages import Message
 # name -> (its decider, what it means)
 FACTS: dict[str, tuple[str, str]] = {
     "AgentRegistered": ("registry", "an agent is known from here on"),
-    "AgentChanged": ("registry", "an agent has another type or status"),
+    "AgentChanged": ("registry", "an agent says something else of itself, or is active again"),
     "CapabilitiesChanged": ("registry", "an agent can do other things"),
+    "AgentDeactivated": ("registry", "an agent is inactive by its own wish, or its owner's"),
+    "AgentHeard": ("registry", "an agent's first heartbeat: it is judged by them from here on"),
+    "AgentSilent": ("registry", "none of an agent's processes is heard, and it is inactive"),
+    "AgentReturned": ("registry", "an agent that was silent is heard again"),
     "AgentRevoked": ("registry", "an agent is shut out, and inactive"),
     "AgentReinstated": ("registry", "a revoked agent is active again"),
     "WorkflowDefined": ("workflows", "a workflow has its first version"),

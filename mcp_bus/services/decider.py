@@ -17,17 +17,30 @@ import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mcp_bus import config, subjects, telemetry
-from mcp_bus.domain.decider import Decider, Fold, Logged
+from mcp_bus.domain.decider import Decider, Draft, Fold, Logged
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import FencedPublisher, Log, Output, Record
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.runtime import Runtime
 
 S = TypeVar("S")
-Beside = Callable[[Log, S], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is seen outside the log; the leader publishes it. `name`: see Fold.observed."""
+
+    source: str
+    name: str
+    draft: Draft
+
+
+# keeps the world up with the state; returns what differs from the state outside, now
+Beside = Callable[[Log, S], Awaitable[list[Observation]]]
 
 logger = telemetry.logger(__name__)
 
@@ -88,6 +101,7 @@ class Session(Generic[S]):
         self._patience = 0.0
         self._since: dict[int, float] = {}  # undecided input -> when it was first seen here
         self._inflight: dict[int, float] = {}  # input -> when its outputs were published
+        self._observed: dict[str, float] = {}  # by name: when it was said, or seen by a standby
         self._clock_ahead = 0  # log time minus this process' clock, the largest seen (ms)
 
     async def work(self) -> None:
@@ -100,16 +114,16 @@ class Session(Generic[S]):
                 for record in batch:
                     self._apply(record)
                 behind -= len(batch)
-                await self._beside(self._log, self._fold.state)
+                observed = await self._beside(self._log, self._fold.state)
                 self._runtime.report(position=self._fold.position, lag=max(behind, 0))
                 if behind > 0:
                     continue
                 self._runtime.ready()
                 self._forget_settled()
                 if self._leads():
-                    await self._publish()
+                    await self._publish(observed)
                 else:
-                    await self._claim_if_needed()
+                    await self._claim_if_needed(observed)
 
     # --- reading
 
@@ -152,6 +166,7 @@ class Session(Generic[S]):
         self._leading = self._fold.epoch
         self._claimed_at = 0.0
         self._inflight.clear()
+        self._observed.clear()
         self._fold.ready.clear()
         self._fold.ready.extend(self._fold.heads())
         logger.info("leads", position=self._leading, undecided=len(self._fold.undecided))
@@ -162,11 +177,13 @@ class Session(Generic[S]):
         self._given_up = max(self._given_up, self._leading)
         self._leading = 0
 
-    async def _claim_if_needed(self) -> None:
+    async def _claim_if_needed(self, observed: list[Observation]) -> None:
         """Claim when something stays unseen: at once after a restart, else with some patience,
         so that the one that leads is not disturbed and two standbys do not race."""
         now = _now()
-        waiting = next(iter(self._since.values()), None)
+        self._observed = {o.name: self._observed.get(o.name, now) for o in observed}
+        first = [*list(self._since.values())[:1], *self._observed.values()]
+        waiting = min(first, default=None)
         overdue = self._overdue_s()
         if waiting is None and overdue <= 0:
             self._patience = 0.0
@@ -190,7 +207,7 @@ class Session(Generic[S]):
 
     # --- deciding and publishing
 
-    async def _publish(self) -> None:
+    async def _publish(self, observed: list[Observation]) -> None:
         fold, outputs = self._fold, []
         while fold.ready and len(self._inflight) < config.DECIDER_INFLIGHT_MAX:
             position = fold.ready.popleft()
@@ -200,11 +217,21 @@ class Session(Generic[S]):
                 outputs.append(Output(message.metadata.message_id or "", message))
         for message in fold.due(self._log_now()):
             outputs.append(Output(message.metadata.message_id or "", message))
+        for message in self._unsaid(observed):
+            outputs.append(Output(message.metadata.message_id or "", message))
         if not outputs:
             return
         self._runtime.faults.reached(f"{self._service}.decided")
         await self._publisher.publish(outputs, self._leading)
         self._runtime.faults.reached(f"{self._service}.published")
+
+    def _unsaid(self, observed: list[Observation]) -> list[Message]:
+        """What is to be said now; what was said and is not in the log yet is said again later."""
+        now = _now()
+        said = {o.name: self._observed.get(o.name, -config.OUTPUT_UNSEEN_S) for o in observed}
+        due = [o for o in observed if now - said[o.name] >= config.OUTPUT_UNSEEN_S]
+        self._observed = said | {o.name: now for o in due}
+        return [self._fold.observed(o.source, o.name, o.draft, now_ms()) for o in due]
 
     async def _decide(self, position: int) -> list[Message]:
         fold = self._fold
@@ -276,5 +303,6 @@ def _monotonic_ms() -> int:
     return int(_now() * 1000)
 
 
-async def nothing_beside(_log: Log, _state: Any) -> None:
+async def nothing_beside(_log: Log, _state: Any) -> list[Observation]:
     """For a decider whose state nothing else has to follow."""
+    return []

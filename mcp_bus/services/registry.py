@@ -1,31 +1,71 @@
-"""The registry: its decider, and beside it what keeps the log's queues up with its agents."""
+"""The registry: its decider, and beside it what joins its agents to the world outside the log.
+
+Each session of each registry process keeps the log's queues up with the agents and listens to
+heartbeats; the one that leads says what it observed of them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+
+from mcp_bus import config, subjects
 from mcp_bus.domain.agents import REGISTRY, Agents
-from mcp_bus.log import Log
+from mcp_bus.domain.decider import Draft
+from mcp_bus.domain.health import Judge
+from mcp_bus.log import Log, Record
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import decider
+from mcp_bus.services.decider import Observation
 
 
 async def run(runtime: Runtime) -> None:
     """Run until cancelled."""
-    await decider.run(runtime, REGISTRY, Queues)
+    await decider.run(runtime, REGISTRY, Beside)
 
 
-class Queues:
-    """Opens the work queue of each agent, from the position at which it was registered.
-
-    Every registry process does it, leading or not: opening twice changes nothing.
-    """
+class Beside:
+    """Queues and health, for one session."""
 
     def __init__(self) -> None:
         self._opened: set[str] = set()
+        self._judge: Judge | None = None
+        self._looked_at = 0.0
+        self._seen: list[tuple[str, str, int]] = []  # agent, event, version of the agent then
 
-    async def __call__(self, log: Log, agents: Agents) -> None:
+    async def __call__(self, log: Log, agents: Agents) -> list[Observation]:
+        await self._open_queues(log, agents)
+        now = _now()
+        if self._judge is None:
+            self._judge = Judge(now)
+            await log.listen(subjects.heartbeat_of("*"), self._heard)
+        if now - self._looked_at >= config.HEALTH_LOOK_S:
+            self._looked_at = now
+            self._seen = [
+                (agent, event, agents.known[agent].version)
+                for agent, event in self._judge.observed(agents.known, now)
+            ]
+        return [_observation(*s) for s in self._seen if agents.known[s[0]].version == s[2]]
+
+    async def _open_queues(self, log: Log, agents: Agents) -> None:
+        """The work queue of each agent, from the position at which it was registered; opening
+        twice changes nothing."""
         if len(self._opened) == len(agents.since):
             return
         for agent, position in agents.since.items():
             if agent not in self._opened:
                 await log.open_queue(agent, position)
                 self._opened.add(agent)
+
+    def _heard(self, record: Record) -> None:
+        if self._judge is not None:
+            self._judge.heartbeats.heard(record.subject, record.data, _now())
+
+
+def _observation(agent: str, event: str, version: int) -> Observation:
+    """By the agent's version each change of it is observed once, whoever says it."""
+    draft = Draft("event", agent, {"event": event}, agent)
+    return Observation(subjects.HEALTH, f"{agent}|{event}|{version}", draft)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -173,6 +173,22 @@ async def read_conversation(
     return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
 
 
+async def read_facts_of_agent(
+    connection: Connection | Pool, agent: str, after: int, limit: int, bytes_max: int
+) -> tuple[list[StoredMessage], bool]:
+    """A page of what the registry said about an agent, and whether there is more."""
+    rows = await connection.fetch(_SQL["read_facts_of_agent"], agent, after, limit, bytes_max)
+    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+
+
+async def read_facts_of_agents(
+    connection: Connection | Pool, after: int, limit: int, bytes_max: int
+) -> tuple[list[StoredMessage], bool]:
+    """A page of what the registry said about anybody, and whether there is more."""
+    rows = await connection.fetch(_SQL["read_facts_of_agents"], after, limit, bytes_max)
+    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+
+
 async def read_by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredMessage]:
     """The messages with these ids."""
     return _stored(await connection.fetch(_SQL["by_ids"], ids))

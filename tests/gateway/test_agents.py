@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .conftest import Rest
+import pytest
+
+from agents_sdk import connect
+from mcp_bus import config
+from mcp_bus.errors import BusError
+from tests.conftest import Nats
+
+from .conftest import Rest, echo
 
 GIT = {
     "id": "git",
@@ -142,3 +149,99 @@ async def test_many_at_once_each_get_their_own_answer(bus: Rest) -> None:
     assert [said.status for said in answers] == [201] * 60
     assert [said.body["id"] for said in answers] == [f"agent-{n:03}" for n in range(60)]
     assert await ids(bus) == [f"agent-{n:03}" for n in range(60)]
+
+
+async def test_an_agent_is_shown_with_its_processes(bus: Rest, nats: Nats) -> None:
+    """`live` is what the gateway hears; when the agent has ended it is gone, and still active."""
+    assert (await bus.call("GET", "/agents/echo")).body["code"] == "unknown_agent"
+    async with echo(nats) as agent:
+        shown = await until(bus, "up")
+        assert shown["status"] == "active"
+        assert [(i["instance"], i["health"]) for i in shown["live"]["instances"]] == [
+            (agent.bus.instance, "up")
+        ]
+        found = await bus.call("GET", "/agents/discover?live=true")
+        assert found.body["agents"][0]["live"]["health"] == "up"
+    shown = await until(bus, "gone")
+    assert (shown["status"], shown["live"]["instances"]) == ("active", [])
+
+
+async def until(bus: Rest, health: str) -> Any:
+    """The agent `echo`, once its health is this."""
+    async with asyncio.timeout(10):
+        while True:
+            shown = (await bus.call("GET", "/agents/echo")).body
+            if shown.get("live", {}).get("health") == health:
+                return shown
+
+
+async def test_a_change_meanwhile_is_a_conflict(bus: Rest) -> None:
+    """If-Match takes the ETag of what was seen; 412 for another one, 422 for what is none."""
+    new = await bus.call("POST", "/agents/register", GIT, headers={"If-Match": '"0"'})
+    assert new.status == 201
+    seen = (await bus.call("GET", "/agents/git")).headers["Etag"]
+    for path, body in (("/agents/git/capabilities", []), ("/agents/git/revoke", {})):
+        method = "PUT" if body == [] else "POST"
+        for etag, status in (('"1"', 412), ("1", 422), ("*", 422)):
+            said = await bus.call(method, path, body, headers={"If-Match": etag})
+            assert said.status == status, (path, etag)
+    said = await bus.call("PUT", "/agents/git/capabilities", [], headers={"If-Match": seen})
+    assert said.status == 200
+    said = await bus.call("POST", "/agents/register", GIT, headers={"If-Match": seen})
+    assert (said.status, said.body["code"]) == (412, "changed_meanwhile")
+
+
+async def test_the_past_can_be_looked_at(bus: Rest) -> None:
+    """What became of an agent, and who was there at a position or a time."""
+    first = await bus.call("POST", "/agents/register", {**GIT, "version": "1", "tags": ["vcs"]})
+    await bus.call("POST", "/agents/git/revoke", {"reason": "lost"})
+    facts = (await bus.call("GET", "/agents/git/history")).body["facts"]
+    assert [fact["event"] for fact in facts] == ["AgentRegistered", "AgentRevoked"]
+    page = (await bus.call("GET", f"/agents/git/history?after={facts[0]['position']}")).body
+    assert (page["facts"], page["next"]) == (facts[1:], None)
+    assert (await bus.call("GET", "/agents/nobody/history")).status == 404
+    assert await ids(bus, f"?at={first.headers['Bus-Position']}&tag=vcs&version=1") == ["git"]
+    assert await ids(bus, "?at=2020-01-01T00:00:00Z&status=any") == []
+    assert await ids(bus, "?at=2120-01-01T00:00:00Z&status=any&text=log") == ["git"]
+    assert await ids(bus) == []
+    for bad in ("-1", "yesterday", "2026-01-01T00:00:00"):
+        said = await bus.call("GET", f"/agents/discover?at={bad}")
+        assert said.status == 422, bad
+
+
+async def test_an_agent_that_dies_is_silent_until_it_is_back(
+    bus: Rest, nats: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inactive once its heartbeats stay away, answered for, and active when it is heard again."""
+    monkeypatch.setattr(config, "HEALTH_SILENT_S", 1.0)
+    monkeypatch.setattr(config, "HEARTBEAT_EVERY_S", 0.3)
+    monkeypatch.setattr(config, "HEALTH_LOOK_S", 0.1)
+    monkeypatch.setattr(config, "DECIDER_IDLE_S", 0.1)
+    async with connect(nats.agent("asker"), id="asker") as asker:
+        async with echo(nats):
+            await status(bus, "AgentHeard")
+        await status(bus, "AgentSilent")
+        assert await ids(bus) == []
+        with pytest.raises(BusError) as refused:
+            await asker.request("echo", "say", {"text": "x"})
+        assert (refused.value.code, refused.value.retryable) == ("agent_inactive", True)
+        async with echo(nats):
+            assert (await asker.request("echo", "say", {"text": "x"})) == {"text": "x"}
+        history = (await bus.call("GET", "/agents/echo/history")).body["facts"]
+        assert [fact["event"] for fact in history] == [
+            "AgentRegistered",
+            "AgentHeard",
+            "AgentSilent",
+            "AgentReturned",
+        ]
+
+
+async def status(bus: Rest, fact: str) -> None:
+    """Wait until a fact is the last one of the agent `echo`, also in the read models."""
+    async with asyncio.timeout(10):
+        while True:
+            facts = (await bus.call("GET", "/agents/echo/history")).body.get("facts")
+            if facts and facts[-1]["event"] == fact:
+                shown = await bus.call("GET", "/agents/echo")
+                if shown.headers.get("Etag") == f'"{facts[-1]["position"]}"':
+                    return

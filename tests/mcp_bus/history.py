@@ -92,6 +92,10 @@ class History:
         payload: dict[str, Any] = answers[0].payload
         return payload
 
+    def observe(self, agent_id: str, event: str) -> None:
+        """What was seen of an agent's heartbeats, and what follows from it."""
+        self.say(Message.build("event", subjects.HEALTH, agent_id, {"event": event}))
+
     def facts(self, source: str | None = None) -> list[str]:
         """The names of all facts so far."""
         return [

@@ -43,9 +43,97 @@ def test_each_change_is_a_fact_of_its_own() -> None:
     """Type or status, and capabilities, change apart and count up the aggregate's version."""
     history = registered()
     history.command("registry", "register", agent("git", "log", "show", status="inactive"))
-    assert history.facts() == ["AgentRegistered", "AgentChanged", "CapabilitiesChanged"]
+    assert history.facts() == ["AgentRegistered", "AgentDeactivated", "CapabilitiesChanged"]
     versions = [m.message.payload["version"] for m in history.log if m.message.kind == "event"]
     assert versions == [1, 2, 3]
+
+
+def test_what_an_agent_says_of_itself_is_kept_and_may_go() -> None:
+    """The optional keys come back in the Agent; without them they are gone."""
+    about = {"version": "1.2", "description": "reads git", "tags": ["vcs"], "maxConcurrency": 4}
+    history = registered(**about)
+    said = history.command("registry", "register", agent("git", "log", **about))["outputs"]
+    assert said == {
+        "agent": agent("git", "log") | {"status": "active"} | about,
+        "created": False,
+        "changed": False,
+    }
+    plain = history.command("registry", "register", agent("git", "log"))["outputs"]["agent"]
+    assert plain == agent("git", "log") | {"status": "active"}
+    assert history.facts() == ["AgentRegistered", "AgentChanged"]
+    bad = agent("git", tags=["a"] * 33, maxConcurrency=0, version=2)
+    found = errors_of(history.command("registry", "register", bad))
+    assert [pointer for _, pointer in found] == ["/version", "/tags", "/maxConcurrency"]
+
+
+def test_a_fact_of_an_older_release_is_read() -> None:
+    """AgentRegistered and AgentChanged as the first landing wrote them."""
+    history = History(REGISTRY)
+    old = {"type": "test", "status": "inactive", "capabilities": [], "owner": "git"}
+    first = history.append(
+        Message.build("request", "git", "registry", {"action": "register", "inputs": {}})
+    )
+    fold = history.folds[0]
+    for index, fact in enumerate(
+        (
+            {"event": "AgentRegistered", "version": 1, **old},
+            {"event": "AgentChanged", "version": 2, "type": "other", "status": "active"},
+        ),
+        1,
+    ):
+        message_id = fold.output_id(first.position, index, 2)
+        history.append(Message.build("event", "registry", "git", fact, message_id=message_id))
+    known = fold.state.known["git"]
+    assert (known.type, known.status, known.about, known.version) == ("other", "active", {}, 2)
+
+
+def test_a_change_of_what_was_not_seen_is_refused() -> None:
+    """A command may name the position of the agent's last fact; another one is a conflict."""
+    history = registered()
+    seen = history.folds[0].state.changed["git"]
+    for action, inputs in (
+        ("register", agent("git", "show")),
+        ("set_capabilities", {"id": "git", "capabilities": []}),
+        ("revoke", {"id": "git"}),
+    ):
+        for expected in (seen - 1, 0, "1", True):
+            payload = {"action": action, "inputs": inputs, "expected": expected}
+            said = history.say(Message.build("request", "git", "registry", payload))
+            code = said[0].payload["error"]["code"]
+            assert code == ("forbidden" if action == "revoke" else "changed_meanwhile")
+    payload = {"action": "register", "inputs": agent("git", "show"), "expected": seen}
+    assert history.say(Message.build("request", "git", "registry", payload))[0].kind == "event"
+    new = {"action": "register", "inputs": agent("new", "x"), "expected": 0}
+    assert history.say(Message.build("request", "new", "registry", new))[0].kind == "event"
+
+
+def test_only_who_was_heard_can_fall_silent() -> None:
+    """Silent is inactive and answered for; a heartbeat, or its own registration, ends it."""
+    history = registered()
+    history.observe("git", "HeartbeatsMissed")
+    history.observe("nobody", "HeartbeatSeen")
+    assert history.facts("registry") == ["AgentRegistered"]
+    history.observe("git", "HeartbeatSeen")
+    history.observe("git", "HeartbeatSeen")
+    history.observe("git", "HeartbeatsMissed")
+    history.observe("git", "HeartbeatsMissed")
+    error = history.command("git", "log", {})["error"]
+    assert (error["code"], error["retryable"]) == ("agent_inactive", True)
+    foreign = history.command("registry", "register", agent("git", "log"))["outputs"]
+    assert foreign["agent"]["status"] == "inactive", "another's word is no heartbeat"
+    history.observe("git", "HeartbeatSeen")
+    history.observe("git", "HeartbeatsMissed")
+    own = history.command("registry", "register", agent("git", "log"), source="git")["outputs"]
+    assert own["agent"]["status"] == "active"
+    assert history.facts("registry") == [
+        "AgentRegistered",
+        "AgentHeard",
+        "AgentSilent",
+        "AgentReturned",
+        "AgentSilent",
+        "AgentReturned",
+    ]
+    assert history.again(REGISTRY).state.known["git"].silent is False
 
 
 def test_capabilities_are_replaced_as_a_whole() -> None:
@@ -158,7 +246,7 @@ def test_somebody_else_who_may_write_it_reinstates_an_agent() -> None:
     assert own["outputs"]["changed"] is False
     history.command("registry", "revoke", {"id": "git"})
     history.command("registry", "register", agent("git", "show", status="inactive"))
-    assert history.facts()[4:] == ["AgentReinstated", "AgentChanged", "CapabilitiesChanged"]
+    assert history.facts()[4:] == ["AgentReinstated", "AgentDeactivated", "CapabilitiesChanged"]
     assert history.command("git", "show", {})["error"]["code"] == "agent_inactive"
 
 

@@ -9,8 +9,9 @@ from mcp_bus.domain.decider import Logged
 from mcp_bus.errors import Unavailable
 from mcp_bus.messages import Message
 from mcp_bus.store import event_store
-from projections import queries
+from projections import discovery, queries
 from projections.analytics import bucket_of, middle_ms
+from projections.discovery import Wanted
 from tests.mcp_bus.history import History, agent, step, workflow
 from tests.projections.stored import eventful, project, reply, store
 
@@ -31,53 +32,6 @@ def history() -> History:
 async def show(connection: asyncpg.Connection, history: History) -> None:
     await store(connection, history.log)
     await project(connection)
-
-
-async def test_agents_are_found_by_every_filter(
-    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
-) -> None:
-    """Filters narrow each other; active by default; ordered by id, bytewise."""
-    await show(connection, history)
-
-    async def ids(**wanted: str) -> list[str]:
-        return [found["id"] for found in await queries.discover(pool, **wanted)]
-
-    assert await queries.discover(pool, action="shout") == [
-        {
-            "id": "echo",
-            "type": "test",
-            "capabilities": [{"name": "c", "actions": ["echo", "shout"], "parameters": {}}],
-            "status": "active",
-        }
-    ]
-    assert await ids() == ["Zed", "echo"]
-    assert await ids(status="any") == ["Zed", "echo", "idle"]
-    assert await ids(status="inactive") == ["idle"]
-    assert await ids(type="tool") == ["Zed"]
-    assert await ids(capability="c", status="any") == ["Zed", "echo", "idle"]
-    assert await ids(capability="c", action="echo") == ["echo"]
-    assert await ids(capability="d", action="echo") == []
-    assert await ids(type="tool", action="echo") == []
-
-
-async def test_a_revoked_agent_is_inactive_until_it_is_reinstated(
-    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
-) -> None:
-    """It says so where inactive agents are asked for, and nowhere else; and it comes back whole."""
-    history.command("registry", "revoke", {"id": "echo"})
-    await show(connection, history)
-    assert [found["id"] for found in await queries.discover(pool)] == ["Zed"]
-    for status in ("inactive", "any"):
-        found = await queries.discover(pool, type="test", status=status)
-        assert [(a["id"], a["status"], a.get("revoked")) for a in found] == [
-            ("echo", "inactive", True),
-            ("idle", "inactive", None),
-        ]
-    history.command("registry", "register", agent("echo", "echo", "shout"))
-    await show(connection, history)
-    assert await queries.discover(pool, type="test") == [
-        agent("echo", "echo", "shout") | {"status": "active"}
-    ]
 
 
 async def test_an_execution_is_told_step_by_step(
@@ -299,7 +253,7 @@ async def test_read_models_of_another_release_are_unavailable(
     await show(connection, history)
     await connection.execute("ALTER TABLE read.agents DROP COLUMN revoked")
     with pytest.raises(Unavailable, match="not built yet"):
-        await queries.discover(pool)
+        await discovery.discover(pool, Wanted())
 
 
 async def test_read_models_that_are_not_there_are_unavailable(pool: asyncpg.Pool) -> None:

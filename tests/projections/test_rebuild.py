@@ -14,6 +14,7 @@ from mcp_bus.errors import Unavailable
 from mcp_bus.messages import Message
 from mcp_bus.store import event_store
 from projections import build, projector, queries, rebuild
+from projections.discovery import Wanted, discover
 from tests.conftest import Postgres
 from tests.mcp_bus.history import History
 from tests.projections.stored import eventful, project, store, tables
@@ -51,8 +52,8 @@ async def test_a_rebuild_is_equal(
 @pytest.mark.parametrize(
     "plant",
     [
-        "UPDATE read.executions SET ended_us = ended_us + 1 WHERE position = 28",
-        "DELETE FROM read.execution_steps WHERE position = 24",
+        "UPDATE read.executions SET ended_us = ended_us + 1 WHERE position = 29",
+        "DELETE FROM read.execution_steps WHERE position = 25",
         "INSERT INTO read.capabilities VALUES ('planted', 1, 1)",
     ],
 )
@@ -79,7 +80,7 @@ async def test_readers_never_fail_meanwhile(
     async def query() -> int:
         asked = 0
         while not finished.is_set():
-            assert len(await queries.discover(pool, status="any")) == 2
+            assert len((await discover(pool, Wanted(status=None)))["agents"]) == 2
             found = await queries.workflow(pool, "w")
             assert found is not None
             assert len(found["executions"]) == 7
@@ -160,7 +161,7 @@ async def test_an_old_reader_does_not_hold_the_switch(
         switching = asyncio.create_task(rebuild.rebuild(pool))
         while await schemas(connection) != {"read", "read_old"}:
             pass
-        assert len(await queries.discover(pool, status="any")) == 2
+        assert len((await discover(pool, Wanted(status=None)))["agents"]) == 2
     assert all(report.equal for report in await switching)
     await reader.close()
     assert await schemas(connection) == {"read"}

@@ -168,6 +168,8 @@ def real_facts() -> dict[str, dict[str, Any]]:
     history.command("registry", "register", agent("echo", "echo"))
     history.command("registry", "register", agent("echo", "echo", "shout", status="inactive"))
     history.command("registry", "register", agent("echo", "echo"))
+    for seen in ("HeartbeatSeen", "HeartbeatsMissed", "HeartbeatSeen"):
+        history.observe("echo", seen)
     history.command("registry", "revoke", {"id": "echo"})
     history.command("registry", "register", agent("echo", "echo"))
     skipped = step("b", conditions={"pre": {"inputs.n": 1}})
@@ -179,7 +181,8 @@ def real_facts() -> dict[str, dict[str, Any]]:
         asked = history.requests()[-1]
         history.say(Message.answer(asked, asked.target, answer))
     messages = [logged.message for logged in history.log]
-    found = {m.payload["event"]: m.payload for m in messages if m.kind == "event"}
+    said = [m for m in messages if m.kind == "event" and m.source in subjects.DECIDERS]
+    found = {m.payload["event"]: m.payload for m in said}
     found["DecisionFailed"] = failed("workflows", history.log[0], ValueError("no"))[0].payload
     assert FACTS.keys() - found.keys() == {"DeciderEpoch"}, found.keys()
     return found
