@@ -107,6 +107,7 @@ ANSWERED_KEPT_MAX = 4096  # requests that an agent knows to have answered
 SUBSCRIPTION_MESSAGES_MAX = 10_000  # that a listener may be behind
 MCP_SERVER_START_S = 30.0
 MCP_TOOL_PAGES_MAX = 100
+MCP_HTTP_S = 30.0  # to reach a server, to send, and for a good-bye
 RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this
 
 # --- gateway ----------------------------------------------------------------------------------

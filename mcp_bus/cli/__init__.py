@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from mcp_bus import __version__
+from mcp_bus.cli.adapter import adapter
 from mcp_bus.cli.agents import agents
 from mcp_bus.cli.demo import demo
 from mcp_bus.cli.history import conversation, tail
@@ -51,7 +52,7 @@ main.add_command(demo)
 main.add_command(up)
 main.add_command(migrate)
 main.add_command(secrets)
-for _command in (agents, workflows, executions, conversation, tail, issue_token, rebuild):
+for _command in (adapter, agents, workflows, executions, conversation, tail, issue_token, rebuild):
     main.add_command(_command)
 for _command in service_commands():
     main.add_command(_command)

@@ -24,7 +24,7 @@ from mcp_bus.errors import SettingsError
 T = TypeVar("T")
 Json = dict[str, Any]
 
-ADAPTER = (sys.executable, "-P", "-m", "agents_sdk.adapters.mcp")
+ADAPTER = (sys.executable, "-P", "-m", "mcp_bus", "adapter", "mcp")
 MODULES = {"git": "mcp_server_git", "time": "mcp_server_time"}
 SERVERS = {agent: (sys.executable, "-P", "-m", module) for agent, module in MODULES.items()}
 
@@ -44,8 +44,12 @@ async def described(example: Path) -> list[Json]:
     """The registrations of the three agents, before any of them runs."""
     # more than half a second of imports, beside the start of the engines
     adapter = await asyncio.to_thread(importlib.import_module, "agents_sdk.adapters.mcp")
+    program = importlib.import_module("agents_sdk.adapters.transports").Program
     servers = await asyncio.gather(
-        *(adapter.describe(Agent(agent, type="mcp"), command) for agent, command in SERVERS.items())
+        *(
+            adapter.describe(Agent(agent, type="mcp"), program(command))
+            for agent, command in SERVERS.items()
+        )
     )
     return [*servers, runpy.run_path(str(example))["agent"].describe()]
 

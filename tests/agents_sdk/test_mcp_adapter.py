@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp.server.mcpserver import MCPServer
 
-from agents_sdk import BusError, connect
+from agents_sdk import Agent, Bus, BusError, connect
+from agents_sdk.adapters.mcp import adapt, describe
+from agents_sdk.adapters.transports import Address, Program, Transport, header_of
+from tests.agents_sdk.web import answering
 from tests.conftest import Nats
 
-ADAPTER = (sys.executable, "-m", "agents_sdk.adapters.mcp")
+ADAPTER = (sys.executable, "-m", "mcp_bus", "adapter", "mcp")
 TIME = (sys.executable, "-m", "mcp_server_time")
 GIT = (sys.executable, "-m", "mcp_server_git")
 
@@ -57,15 +62,19 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | extra
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The adapter until it ends."""
+def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """The adapter as a program, until it ends."""
     return subprocess.run(
-        [*ADAPTER, *arguments], capture_output=True, text=True, env=environment(), check=False
+        [*ADAPTER, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(**extra),
+        check=False,
     )
 
 
 @contextlib.asynccontextmanager
-async def adapter(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
+async def program(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
     """The adapter as a process, once it has registered."""
     async with (
         connect(bus.agent("client", "developer")) as client,
@@ -73,8 +82,8 @@ async def adapter(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
     ):
         process = await asyncio.create_subprocess_exec(
             *(*ADAPTER, "--id", agent, "--", *command),
-            env=environment(MCP_BUS_NATS=bus.agent(agent), TOOL_TOKEN="for the tool"),
-            stderr=subprocess.PIPE,
+            env=environment(MCP_BUS_NATS=bus.agent(agent)),
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             await anext(registered)
@@ -85,6 +94,27 @@ async def adapter(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
             await process.communicate()
 
 
+@contextlib.asynccontextmanager
+async def adapted(bus: Nats, agent: str, transport: Transport) -> AsyncIterator[Bus]:
+    """The adapter in this process, once it has registered; yields a client of the bus."""
+    async with (
+        connect(bus.agent("client", "developer")) as client,
+        client.subscribe("registry", agent, "response") as registered,
+    ):
+        made = Agent(agent, type="mcp", url=bus.agent(agent))
+        adapting = asyncio.create_task(adapt(made, transport))
+        hearing = asyncio.ensure_future(anext(registered))
+        await asyncio.wait({adapting, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        if adapting.done():
+            hearing.cancel()
+            adapting.result()
+        try:
+            yield client
+        finally:
+            made.stop()
+            await adapting
+
+
 @pytest.fixture
 def empty_repository(tmp_path: Path) -> Path:
     """A git repository without a commit."""
@@ -92,27 +122,23 @@ def empty_repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("command", "action", "required"),
-    [(TIME, "get_current_time", ["timezone"]), (GIT, "git_log", ["repo_path"])],
-)
-def test_every_tool_is_described(command: tuple[str, ...], action: str, required: Any) -> None:
+def test_every_tool_is_described() -> None:
     """With its description and its schema, under the capability that was named."""
-    done = run("--id", "tools", "--capability", "offer", "--describe", "--", *command)
+    done = run("--id", "tools", "--capability", "offer", "--describe", "--", *GIT)
     described = json.loads(done.stdout)
     assert (described["id"], described["type"]) == ("tools", "mcp")
     (capability,) = described["capabilities"]
     assert capability["name"] == "offer"
     assert set(capability["actions"]) == set(capability["parameters"])
-    tool = capability["parameters"][action]
+    tool = capability["parameters"]["git_log"]
     assert tool["description"]
-    assert tool["inputs"]["required"] == required
+    assert tool["inputs"]["required"] == ["repo_path"]
     assert tool["outputs"] == OUTPUTS
 
 
 async def test_a_tool_answers_with_text_and_structure(bus: Nats) -> None:
     """And its error is `tool_error` with its words."""
-    async with adapter(bus, "time", *TIME), connect(bus.agent("client", "developer")) as client:
+    async with adapted(bus, "time", Program(TIME)) as client:
         told = await client.request("time", "get_current_time", {"timezone": "UTC"})
         assert told["structured"]["timezone"] == "UTC"
         assert json.loads(told["text"]) == told["structured"]
@@ -126,21 +152,20 @@ async def test_a_tool_without_structure_answers_with_text(
     bus: Nats, empty_repository: Path
 ) -> None:
     """`structured` is null then."""
-    async with adapter(bus, "git", *GIT), connect(bus.agent("client", "developer")) as client:
+    async with adapted(bus, "git", Program(GIT)) as client:
         told = await client.request("git", "git_status", {"repo_path": str(empty_repository)})
     assert told["text"].startswith("Repository status:")
     assert told["structured"] is None
 
 
 async def test_a_server_sees_its_own_variables_and_not_those_of_the_bus(
-    bus: Nats, tmp_path: Path
+    bus: Nats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a tool whose name is no id has one with `_` for what ids do not have."""
     (tmp_path / "odd.py").write_text(ODD)
-    async with (
-        adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")),
-        connect(bus.agent("client", "developer")) as client,
-    ):
+    monkeypatch.setenv("TOOL_TOKEN", "for the tool")
+    monkeypatch.setenv("MCP_BUS_TOKEN", "for the bus")
+    async with adapted(bus, "odd", Program((sys.executable, str(tmp_path / "odd.py")))) as client:
         seen = (await client.request("odd", "files_read_all"))["text"].split()
     assert "TOOL_TOKEN" in seen
     assert not [name for name in seen if name.startswith("MCP_BUS_")]
@@ -151,14 +176,14 @@ async def test_an_agent_ends_when_its_server_ends(bus: Nats, tmp_path: Path) -> 
     (tmp_path / "odd.py").write_text(ODD)
     async with (
         connect(bus.agent("client", "developer")) as client,
-        adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
+        program(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
     ):
         with pytest.raises(BusError) as lost:
             await client.request("odd", "die")
         _, said = await process.communicate()
     assert (lost.value.code, lost.value.retryable) == ("tool_error", True)
     assert process.returncode == 1
-    last = said.decode().rpartition("odd: ")[2]
+    last = said.decode().rpartition("mcp-bus: ")[2]
     assert last.startswith("the MCP server")
     assert "my last words" in last
 
@@ -169,7 +194,7 @@ async def test_a_server_dies_with_a_killed_agent(bus: Nats, tmp_path: Path) -> N
     (tmp_path / "odd.py").write_text(ODD)
     async with (
         connect(bus.agent("client", "developer")) as client,
-        adapter(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
+        program(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
     ):
         pid = int((await client.request("odd", "pid"))["text"])
         os.kill(pid, signal.SIGSTOP)  # it cannot even notice that its stdin is closed
@@ -185,14 +210,121 @@ async def test_a_server_dies_with_a_killed_agent(bus: Nats, tmp_path: Path) -> N
             os.close(watched)
 
 
+# --- a server at a URL
+
+
+def sums(secret: str) -> Any:
+    """An application that speaks MCP to who brings the secret, and else answers 401."""
+    server = MCPServer("sums")
+
+    @server.tool()
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    app = server.streamable_http_app()
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        given = dict(scope.get("headers", ())).get(b"x-secret", b"").decode()
+        if scope["type"] == "lifespan" or given == secret:
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": given.encode()})
+
+    return guarded
+
+
+async def test_a_server_at_a_url_is_an_agent(bus: Nats) -> None:
+    """Its tools are called over streamable HTTP, with the header in each request."""
+    async with answering(sums("open sesame")) as port:
+        address = Address(f"http://127.0.0.1:{port}/mcp", {"X-Secret": "open sesame"})
+        async with adapted(bus, "sums", address) as client:
+            told = await client.request("sums", "add", {"a": 2, "b": 3})
+    assert told == {"text": "5", "structured": {"result": 5}}
+
+
+async def test_a_secret_is_taken_from_a_variable_and_never_told() -> None:
+    """Neither in the log, at its most talkative, nor in the error."""
+    async with answering(sums("open sesame")) as port:
+        arguments = ("--id", "sums", "--describe", "--url", f"http://127.0.0.1:{port}/mcp")
+        header = ("--header", "x-secret: ${SESAME}")
+        talkative = {"MCP_BUS_LOG_LEVEL": "debug"}
+        good, wrong = await asyncio.gather(
+            asyncio.to_thread(run, *arguments, *header, SESAME="open sesame", **talkative),
+            asyncio.to_thread(run, *arguments, *header, SESAME="open onions", **talkative),
+        )
+    assert json.loads(good.stdout)["capabilities"][0]["actions"] == ["add"]
+    assert wrong.returncode == 1
+    assert f"http://127.0.0.1:{port}/mcp does not let us speak MCP" in wrong.stderr
+    assert "401" in wrong.stderr
+    assert not [said for said in (good.stderr, wrong.stdout, wrong.stderr) if "open " in said]
+
+
+async def test_an_address_where_nobody_speaks_mcp() -> None:
+    """One sentence each: nobody there, and a web server that knows no MCP."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(BusError, match=rf"http://127.0.0.1:{port}/ cannot be reached: "):
+        await describe(Agent("a"), Address(f"http://127.0.0.1:{port}/", {}))
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        head = [(b"content-type", b"text/html")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"<h1>Welcome</h1>"})
+
+    async with answering(page) as port:
+        with pytest.raises(BusError, match="does not speak MCP: Unexpected content type"):
+            await describe(Agent("a"), Address(f"http://127.0.0.1:{port}/?key=a", {}))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://files.example/mcp", "must be http://"),
+        ("wiki.example/mcp", "must be http://"),
+        ("http:///mcp", "must be http://"),
+        ("http://wiki.example:99999/mcp", "must be http://"),
+        ("https://me:secret@wiki.example/mcp", "use --header"),
+    ],
+)
+def test_an_address_is_http_and_has_no_secret(url: str, said: str) -> None:
+    """Only http and https; a password in the process list is refused, and not repeated."""
+    with pytest.raises(BusError, match=said) as wrong:
+        Address(url, {})
+    assert "secret" not in wrong.value.detail
+
+
+def test_a_key_in_a_query_is_not_in_the_name() -> None:
+    """What sentences call the server ends before its query."""
+    assert Address("https://a.example/mcp?key=k", {}).name == "https://a.example/mcp"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no colon: ${KEY}", "a header is"),
+        ("secret", "a header is"),
+        ("X-Key: secret ${GONE}", "needs the variable GONE"),
+        ("X-Key: secret ${LINES}", "characters that no header may have"),
+    ],
+)
+def test_a_wrong_header_is_refused_without_its_value(text: str, said: str) -> None:
+    """A line break in a value would be a header of its own."""
+    with pytest.raises(BusError, match=said) as wrong:
+        header_of(text, {"KEY": "k", "LINES": "a\r\nX-Other: b"})
+    assert "secret" not in wrong.value.detail
+    assert header_of("X-Key:  a${KEY}b${KEY} ", {"KEY": "k"}) == ("X-Key", "akbk")
+
+
+# --- what cannot start
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--id", "a"), 2, "the server's command is missing"),
-        (("--id", "registry", "--", "true"), 1, "cannot name an agent"),
-        (("--id", "a", "--", "no-such-program"), 1, "there is no program 'no-such-program'"),
-        (("--id", "a", "--", "false"), 1, "did not start"),
-        (("--id", "a", "--", "cat"), 1, "did not start"),
+        (("--id", "a"), 2, "name the server"),
+        (("--id", "a", "--url", "http://a/", "--", "true"), 2, "name the server"),
+        (("--id", "a", "--header", "A: b", "--", "true"), 2, "--header is for"),
         (("--id", "a", "--", "sh", "-c", "echo broken >&2; exit 3"), 1, "broken"),
     ],
 )
@@ -202,3 +334,17 @@ def test_what_cannot_start_says_so(arguments: tuple[str, ...], code: int, said: 
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("no-such-program", "there is no program 'no-such-program'"),
+        ("false", "`false` did not start: it ended without a word of MCP"),
+        ("cat", "`cat` does not speak MCP"),
+    ],
+)
+async def test_a_program_that_is_no_server(command: str, said: str) -> None:
+    """It is told from one that ended."""
+    with pytest.raises(BusError, match=said):
+        await describe(Agent("a"), Program([command]))
