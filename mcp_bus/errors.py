@@ -63,6 +63,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_inputs": (422, "The inputs do not fit the action"),
     "action_failed": (500, "The action raised an error"),
     "tool_error": (502, "The tool answered with an error"),
+    "server_ended": (503, "The tool's server ended"),
     "answer_timeout": (504, "Nobody answered in time"),
     # the bus itself
     "settings": (500, "The settings are wrong"),

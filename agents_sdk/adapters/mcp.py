@@ -3,8 +3,9 @@
     mcp-bus adapter mcp --id git -- mcp-server-git --repository .
 
 Inputs go to the tool as they come, the server checks them; outputs are {"text": all text of the
-result, "structured": object or null}; a result that says isError is the error `tool_error`. The
-agent ends when its server ends. Tools are listed once, at the start (this landing).
+result, "structured": object or null}; a result that says isError is the error `tool_error`. A
+server that ends is started again, and the agent ends when that does not help. Its tools are those
+of the first start (this landing).
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ async def describe(agent: Agent, transport: Transport) -> dict[str, Any]:
 
 
 async def adapt(agent: Agent, transport: Transport) -> None:
-    """Serve the tools of the server as actions of `agent`, until one of both ends.
+    """Serve the tools of the server as actions of `agent`, until it is told to stop.
 
-    Raises BusError, ServerFailed among them.
+    Raises BusError: ServerFailed when the server cannot be kept running.
     """
     server = Server(transport)
     listed = asyncio.Event()
 
     async def take(tools: list[Tool]) -> None:
-        for tool in tools:
-            agent.add(action_of(server, tool))
-        listed.set()
+        if not listed.is_set():
+            for tool in tools:
+                agent.add(action_of(server, tool))
+            listed.set()
 
     def over(_: asyncio.Task[None]) -> None:
         listed.set()

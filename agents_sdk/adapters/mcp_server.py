@@ -1,7 +1,10 @@
-"""A Model Context Protocol server as its adapter sees it: it runs, has tools, and takes calls.
+"""A Model Context Protocol server as its adapter sees it: it is kept running, and takes calls.
 
 The official SDK speaks with it, in whichever version of the protocol both know. One task, `keep`,
-holds the connection from its start to its end; calls come from any other task.
+holds the connection, and starts the server again when it ends; calls come from any other task.
+Promises: a call ends with the result of the tool or with an error. The one that a server had in
+hand when it ended is `server_ended`, and is not sent again, since the tool may have done half of
+its work; one that comes while the server is away waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool
 
 from agents_sdk.actions import ActionError
 from agents_sdk.adapters.transports import Run, Transport
-from mcp_bus.config import MCP_SERVER_START_S, MCP_TOOL_PAGES_MAX
+from mcp_bus.config import (
+    MCP_SERVER_AGAIN_S,
+    MCP_SERVER_AGAIN_S_MAX,
+    MCP_SERVER_FAILURES_MAX,
+    MCP_SERVER_START_S,
+    MCP_SERVER_WELL_S,
+    MCP_TOOL_PAGES_MAX,
+)
 from mcp_bus.errors import BusError, Refused, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -28,7 +38,7 @@ Take = Callable[[list[Tool]], Awaitable[None]]
 class ServerFailed(Unavailable):
     """The MCP server did not start, or ended; the detail holds its last words."""
 
-    default_code = "tool_error"
+    default_code = "server_ended"
 
     @classmethod
     def of(cls, transport: Transport, run: Run, how: str) -> ServerFailed:
@@ -39,33 +49,79 @@ class ServerFailed(Unavailable):
 
 
 class Server:
-    """One server, which runs as long as `keep` does."""
+    """One server, which is there as long as `keep` runs."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._client: Client | None = None
+        self._run = Run()  # the latest
+        self._has_run = False
+        self._settled = asyncio.Event()  # it runs, or will not run again
 
     async def keep(self, take: Take) -> None:
-        """Run the server until it ends; `take` gets its tools.
+        """Keep the server running; `take` gets its tools each time that it has started.
 
-        Raises ServerFailed once it has ended, and what `take` raises.
+        Raises ServerFailed when its first start fails, or when MCP_SERVER_FAILURES_MAX runs in a
+        row end before MCP_SERVER_WELL_S; and what `take` raises.
         """
-        run = Run()
-        async with started(self._transport, run) as client:
-            await take(await tools_of(client))
-            self._client = client
-            await run.ended.wait()
-        raise ServerFailed.of(self._transport, run, "ended")
+        loop = asyncio.get_running_loop()
+        failures = 0
+        try:
+            while True:
+                begun = loop.time()
+                try:
+                    await self._once(take)
+                except ServerFailed as error:
+                    failures = 1 if loop.time() - begun >= MCP_SERVER_WELL_S else failures + 1
+                    wait_s = self._wait_s(failures, error)
+                    logger.warning("%s\nIt is started again in %g s.", error, wait_s)
+                await asyncio.sleep(wait_s)
+        finally:
+            self._settled.set()
 
     async def call(self, tool: str, inputs: dict[str, Any]) -> CallToolResult:
-        """The result of a tool; raises ActionError `tool_error` when there is none."""
-        if self._client is None:
-            raise ActionError("tool_error", "the server does not run", retryable=True)
+        """The result of a tool.
+
+        Raises ActionError `server_ended` (retryable) when the server ended meanwhile or for good,
+        `tool_error` for any other error.
+        """
+        await self._settled.wait()
+        client, run = self._client, self._run
+        if client is None:
+            raise self._gone(tool)
         try:
-            return await self._client.call_tool(tool, inputs)
+            return await client.call_tool(tool, inputs)
         except MCPError as error:
-            lost = error.code == CONNECTION_CLOSED
-            raise ActionError("tool_error", error.message, retryable=lost) from None
+            if error.code == CONNECTION_CLOSED or run.ended.is_set():
+                raise self._gone(tool) from None
+            raise ActionError("tool_error", error.message) from None
+
+    async def _once(self, take: Take) -> None:
+        """Start the server and hold the connection until it ends, which raises ServerFailed."""
+        self._run = run = Run()
+        async with started(self._transport, run) as client:
+            await take(await tools_of(client))
+            self._client, self._has_run = client, True
+            self._settled.set()
+            try:
+                await run.ended.wait()
+            finally:  # before the server is gone, which may take it a while
+                self._client = None
+                self._settled.clear()
+        raise ServerFailed.of(self._transport, run, "ended")
+
+    def _wait_s(self, failures: int, error: ServerFailed) -> float:
+        """How long to wait before the next start; raises what ends the agent instead."""
+        if not self._has_run:
+            raise error
+        if failures == MCP_SERVER_FAILURES_MAX:
+            often = f"It ended {failures} times in a row within {MCP_SERVER_WELL_S:g} s."
+            raise ServerFailed(f"{error.detail}\n{often}")
+        return min(MCP_SERVER_AGAIN_S * 2.0 ** (failures - 1), MCP_SERVER_AGAIN_S_MAX)
+
+    def _gone(self, tool: str) -> ActionError:
+        said = f"the MCP server {self._transport.name} ended, and {tool} with it"
+        return ActionError("server_ended", said, retryable=True)
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +149,7 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
         first = _first(group)
         if not isinstance(first, Exception) or isinstance(first, BusError):
             raise first from None
-        how = f"does not answer any more: {str(first) or type(first).__name__}"
+        how = f"failed: {str(first) or type(first).__name__}"
         raise ServerFailed.of(transport, run, how) from None
 
 

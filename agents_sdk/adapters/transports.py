@@ -27,7 +27,7 @@ import anyio
 import httpx2
 from mcp import MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
+from mcp.client.streamable_http import MCP_SESSION_ID, streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp.types import CONNECTION_CLOSED
 
@@ -86,7 +86,7 @@ class Program:
                         if isinstance(message, Exception):
                             run.last_words.append("(on its stdout stands what is no MCP)")
                         await ours.send(message)
-            run.ended.set()
+                    run.ended.set()  # before anybody else hears of it
 
         async with (
             _stderr(run) as errlog,
@@ -128,7 +128,7 @@ class Address:
 
     @contextlib.asynccontextmanager
     async def opened(self, run: Run) -> AsyncIterator[Streams]:
-        """The streams of a session; `run.status` is that of the server's last answer."""
+        """The streams of a session; `run.ended` is set when the server knows it no more."""
 
         async def asked(request: httpx2.Request) -> None:
             if request.method == "DELETE":  # the good-bye; a tool may take as long as an action
@@ -136,6 +136,8 @@ class Address:
 
         async def answered(response: httpx2.Response) -> None:
             run.status = response.status_code
+            if run.status == 404 and MCP_SESSION_ID in response.request.headers:
+                run.ended.set()  # the session is over: what the protocol says, to 2025-11-25
 
         async with (
             httpx2.AsyncClient(

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from mcp.server.mcpserver import MCPServer
 
-from agents_sdk import Agent, Bus, BusError, connect
-from agents_sdk.adapters.mcp import adapt, describe
-from agents_sdk.adapters.transports import Address, Program, Transport, header_of
+from agents_sdk import Agent, BusError, connect
+from agents_sdk.adapters.mcp import describe
+from agents_sdk.adapters.transports import Address, Program, header_of
+from tests.agents_sdk.adapted import adapted
 from tests.agents_sdk.web import answering
 from tests.conftest import Nats
 
@@ -33,9 +34,9 @@ OUTPUTS = {
     "required": ["text", "structured"],
 }
 
-# a server that says what it sees, and can be told to die
+# a server that says what it sees
 ODD = """
-import os, sys
+import os
 from mcp.server.mcpserver import MCPServer
 server = MCPServer("odd")
 
@@ -46,11 +47,6 @@ def read() -> str:
 @server.tool()
 def pid() -> str:
     return str(os.getpid())
-
-@server.tool()
-def die() -> str:
-    sys.stderr.write("my last words\\n")
-    os._exit(3)
 
 server.run()
 """
@@ -94,27 +90,6 @@ async def program(bus: Nats, agent: str, *command: str) -> AsyncIterator[Any]:
             await process.communicate()
 
 
-@contextlib.asynccontextmanager
-async def adapted(bus: Nats, agent: str, transport: Transport) -> AsyncIterator[Bus]:
-    """The adapter in this process, once it has registered; yields a client of the bus."""
-    async with (
-        connect(bus.agent("client", "developer")) as client,
-        client.subscribe("registry", agent, "response") as registered,
-    ):
-        made = Agent(agent, type="mcp", url=bus.agent(agent))
-        adapting = asyncio.create_task(adapt(made, transport))
-        hearing = asyncio.ensure_future(anext(registered))
-        await asyncio.wait({adapting, hearing}, return_when=asyncio.FIRST_COMPLETED)
-        if adapting.done():
-            hearing.cancel()
-            adapting.result()
-        try:
-            yield client
-        finally:
-            made.stop()
-            await adapting
-
-
 @pytest.fixture
 def empty_repository(tmp_path: Path) -> Path:
     """A git repository without a commit."""
@@ -138,7 +113,7 @@ def test_every_tool_is_described() -> None:
 
 async def test_a_tool_answers_with_text_and_structure(bus: Nats) -> None:
     """And its error is `tool_error` with its words."""
-    async with adapted(bus, "time", Program(TIME)) as client:
+    async with adapted(bus, "time", Program(TIME)) as (client, _):
         told = await client.request("time", "get_current_time", {"timezone": "UTC"})
         assert told["structured"]["timezone"] == "UTC"
         assert json.loads(told["text"]) == told["structured"]
@@ -152,7 +127,7 @@ async def test_a_tool_without_structure_answers_with_text(
     bus: Nats, empty_repository: Path
 ) -> None:
     """`structured` is null then."""
-    async with adapted(bus, "git", Program(GIT)) as client:
+    async with adapted(bus, "git", Program(GIT)) as (client, _):
         told = await client.request("git", "git_status", {"repo_path": str(empty_repository)})
     assert told["text"].startswith("Repository status:")
     assert told["structured"] is None
@@ -165,27 +140,13 @@ async def test_a_server_sees_its_own_variables_and_not_those_of_the_bus(
     (tmp_path / "odd.py").write_text(ODD)
     monkeypatch.setenv("TOOL_TOKEN", "for the tool")
     monkeypatch.setenv("MCP_BUS_TOKEN", "for the bus")
-    async with adapted(bus, "odd", Program((sys.executable, str(tmp_path / "odd.py")))) as client:
+    async with adapted(bus, "odd", Program((sys.executable, str(tmp_path / "odd.py")))) as (
+        client,
+        _,
+    ):
         seen = (await client.request("odd", "files_read_all"))["text"].split()
     assert "TOOL_TOKEN" in seen
     assert not [name for name in seen if name.startswith("MCP_BUS_")]
-
-
-async def test_an_agent_ends_when_its_server_ends(bus: Nats, tmp_path: Path) -> None:
-    """The request in hand is answered, and the last words are told, with exit code 1."""
-    (tmp_path / "odd.py").write_text(ODD)
-    async with (
-        connect(bus.agent("client", "developer")) as client,
-        program(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
-    ):
-        with pytest.raises(BusError) as lost:
-            await client.request("odd", "die")
-        _, said = await process.communicate()
-    assert (lost.value.code, lost.value.retryable) == ("tool_error", True)
-    assert process.returncode == 1
-    last = said.decode().rpartition("mcp-bus: ")[2]
-    assert last.startswith("the MCP server")
-    assert "my last words" in last
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of a killed parent")
@@ -238,7 +199,7 @@ async def test_a_server_at_a_url_is_an_agent(bus: Nats) -> None:
     """Its tools are called over streamable HTTP, with the header in each request."""
     async with answering(sums("open sesame")) as port:
         address = Address(f"http://127.0.0.1:{port}/mcp", {"X-Secret": "open sesame"})
-        async with adapted(bus, "sums", address) as client:
+        async with adapted(bus, "sums", address) as (client, _):
             told = await client.request("sums", "add", {"a": 2, "b": 3})
     assert told == {"text": "5", "structured": {"result": 5}}
 

@@ -1,0 +1,62 @@
+"""A Model Context Protocol server in plain JSON-RPC, which knows only the handshake of 2025-06-18.
+
+As a program it speaks over its standard streams; `answer` serves other transports as well. It
+needs nothing but Python, so that it starts in no time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+VERSION = "2025-06-18"
+TOOLS = ("pid", "die", "hang")
+NO_INPUTS = {"type": "object", "properties": {}}
+
+
+def answer(message: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer to a message, or None."""
+    result: dict[str, Any] | None
+    match message["method"]:
+        case "initialize":
+            about = {"name": "plain", "version": "1"}
+            capabilities = {"tools": {"listChanged": True}}
+            result = {"protocolVersion": VERSION, "capabilities": capabilities, "serverInfo": about}
+        case "tools/list":
+            result = {"tools": [{"name": name, "inputSchema": NO_INPUTS} for name in TOOLS]}
+        case "tools/call":
+            result = call(message["params"]["name"])
+        case _:
+            error = {"code": -32601, "message": "Method not found"}
+            return {"error": error} if "id" in message else None
+    return result and {"result": result}
+
+
+def call(name: str) -> dict[str, Any] | None:
+    """The result of a tool, or None when it has none yet."""
+    match name:
+        case "pid":
+            return {"content": [{"type": "text", "text": str(os.getpid())}]}
+        case "die":
+            sys.stderr.write("my last words\n")
+            os._exit(3)
+    return None
+
+
+def main() -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        answered = answer(message)
+        if answered:
+            say({"id": message["id"]} | answered)
+
+
+def say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0"} | message) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
