@@ -116,15 +116,22 @@ class Bus:
         timeout: float = REQUEST_S,
         correlation_id: str | None = None,
     ) -> dict[str, Any]:
-        """Ask an agent to act and wait for its outputs; `timeout` in seconds.
+        """Ask an agent to act and wait for its outputs; `timeout` in seconds. The target
+        `capability:NAME` is the agent that the registry chooses: capable, active, least loaded.
 
         Raises BusError: the one that was answered, `answer_timeout`, or why the bus cannot.
         """
+        needed = subjects.capability_in(target)
+        if needed is not None:
+            wanted = {"capability": needed, "action": action}
+            chosen = await self.request(subjects.REGISTRY, "choose", wanted, timeout=timeout)
+            target = chosen["agent"]
         message = self._message(
             "request",
             target,
             {"action": action, "inputs": inputs or {}},
             correlation_id,
+            capabilities=[needed] if needed is not None else None,
             reply_to=self._asker.instance,
             deadline=now_ms() + int(timeout * 1000),
         )

@@ -59,6 +59,9 @@ TOMBSTONE_TTL_MS = 24 * 3600 * 1000
 STEPS_MAX = 256
 TIMER_RETRY_MS = 5_000  # a time-out unseen in the log is observed again
 STEP_TIMEOUT_MS = 60_000
+LOAD_MS_MAX = 600_000  # that an unanswered request counts as load of its agent
+LOAD_REQUESTS_MAX = 200_000  # that are counted at a time
+PROMISE_MS = 1_000  # that a choice counts before its request is read
 STEP_TIMEOUT_MS_MAX = 24 * 3600 * 1000
 
 # --- recorder, projector ----------------------------------------------------------------------

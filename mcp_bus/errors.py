@@ -48,6 +48,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_execution": (404, "No such execution"),
     "unknown_conversation": (404, "No such conversation"),
     "changed_meanwhile": (412, "It was changed by somebody else"),
+    "no_capable_agent": (503, "No active agent can do that"),
     "version_exists": (409, "This version exists with other content"),
     "duplicate_step": (422, "Two steps have the same id"),
     "unknown_reference": (422, "A reference points nowhere"),

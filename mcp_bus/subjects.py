@@ -29,6 +29,7 @@ WORKFLOWS = "workflows"
 CLOCK = "_clock"
 HEALTH = "_health"  # what was observed of heartbeats
 GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
+CAPABILITY = "capability:"
 DECIDERS = (REGISTRY, WORKFLOWS)
 EPOCH = "_epoch"
 
@@ -58,6 +59,11 @@ def is_id(text: object) -> bool:
 def is_reserved(name: str) -> bool:
     """Whether an id belongs to the bus, so that no agent may carry it."""
     return name in _RESERVED or name.startswith(("gateway-", "_"))
+
+
+def capability_in(target: str) -> str | None:
+    """NAME of `capability:NAME`, which stands for an agent that is to be chosen; None for an id."""
+    return target.removeprefix(CAPABILITY) if target.startswith(CAPABILITY) else None
 
 
 def parse(subject: str) -> Subject:

@@ -44,7 +44,7 @@ _EXECUTION = """
 SELECT
     e.id, e.workflow_id, e.version, e.status, e.inputs, e.error, e.output_step,
     e.started_us / 1000 AS started, e.ended_us / 1000 AS ended,
-    planned.step_id, planned.agent_id, planned.action,
+    planned.step_id, coalesce(s.agent_id, planned.agent_id) AS agent_id, planned.action,
     coalesce(s.status, 'pending') AS step_status, coalesce(s.attempt, 0) AS attempt,
     s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
     s.request_position, s.response_position,

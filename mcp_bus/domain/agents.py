@@ -1,8 +1,9 @@
 """Agents: the registry's decisions. Who is known, what they can do, who may say so.
 
-Commands: `register`, `set_capabilities`, `revoke`; one whose payload has `expected` is refused
-unless that is the position of the agent's last fact. A revoked agent is inactive and can say
-nothing more about itself; only somebody else who may write it brings it back, by registering it.
+Commands: `register`, `set_capabilities`, `revoke`, `choose`; a change whose payload has `expected`
+is refused unless that is the position of the agent's last fact. A revoked agent is inactive and
+can say nothing more about itself; only somebody else who may write it brings it back, by
+registering it.
 
 What `_health` observes of heartbeats (HeartbeatSeen, HeartbeatsMissed) is an input like a command:
 an agent that was heard and is heard no more is silent, and so inactive, until it returns.
@@ -24,6 +25,7 @@ from mcp_bus.domain import roles
 from mcp_bus.domain.agent import CAPABILITIES_MAX, Agent, Capability, Registration
 from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
 from mcp_bus.domain.facts import FACTS, fact_of, moment, name_of, payload_of
+from mcp_bus.domain.load import Load, capable_of
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Id, Message, Text, findings_of
 
@@ -51,6 +53,15 @@ HEARTBEAT_SEEN = "HeartbeatSeen"
 HEARTBEATS_MISSED = "HeartbeatsMissed"
 
 
+class Choice(BaseModel):
+    """Inputs of `choose`; with an action, the capability must have it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    capability: Text
+    action: Id | None = None
+
+
 @dataclass(slots=True)
 class Agents:
     """Every agent ever registered, the position of its AgentRegistered, and of its last fact."""
@@ -58,6 +69,12 @@ class Agents:
     known: dict[str, Agent] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    load: Load = field(default_factory=Load)
+
+    def choose(self, capability: str, action: str | None, time: int) -> str:
+        """The agent to ask for a capability; see Load.choose."""
+        wanted = f"{action} ({capability})" if action else capability
+        return self.load.choose(capable_of(self.known, capability, action), wanted, time)
 
 
 def fold_fact(agents: Agents, logged: Logged) -> None:
@@ -78,6 +95,7 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
     """Commands and observations, keyed by the agent they name, and requests that nobody else
     will answer."""
     message = logged.message
+    agents.load.read(logged)
     if message.kind == "event" and message.source == subjects.HEALTH:
         return ("agent", message.target) if message.target in agents.known else None
     if message.kind != "request":
@@ -195,7 +213,20 @@ def _revoke(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     return _said(draft, logged)
 
 
-COMMANDS = {"register": _register, "set_capabilities": _set_capabilities, "revoke": _revoke}
+def _choose(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
+    """Who is to be asked for a capability: capable, active, with the fewest requests."""
+    wanted: Choice = checked(Choice, inputs)
+    roles.principal_of(logged.message).require(roles.AGENTS_READ)
+    chosen = agents.choose(wanted.capability, wanted.action, logged.time)
+    return [answer(logged, {"outputs": {"agent": chosen, "capability": wanted.capability}})]
+
+
+COMMANDS = {
+    "register": _register,
+    "set_capabilities": _set_capabilities,
+    "revoke": _revoke,
+    "choose": _choose,
+}
 
 
 def _known(agents: Agents, agent_id: str) -> Agent:
@@ -262,13 +293,14 @@ def _unreachable(agents: Agents, target: str) -> BusError:
     return BusError(f"there is no agent {target}", code="unknown_agent")
 
 
-def _reads(agents: Agents, subject: subjects.Subject) -> bool:
-    """Commands, observations, own outputs, and requests that nobody else will answer."""
-    if subject.source in (subjects.REGISTRY, subjects.HEALTH):
-        return True
-    if subject.target == subjects.REGISTRY:
-        return True
-    return subject.kind == "request" and not _answers_itself(agents, subject.target)
+def _settle(agents: Agents, logged: Logged) -> None:
+    agents.load.read(logged)
+    fold_fact(agents, logged)
+
+
+def _reads(_: Agents, subject: subjects.Subject) -> bool:
+    """Own outputs, observations, and every request and answer: they are the load."""
+    return subject.kind != "event" or subject.source in (subjects.REGISTRY, subjects.HEALTH)
 
 
 def _answers_itself(agents: Agents, target: str) -> bool:
@@ -281,7 +313,7 @@ REGISTRY: Decider[Agents] = Decider(
     new_state=Agents,
     reads=_reads,
     accept=accept,
-    settle=fold_fact,
+    settle=_settle,
     needs=lambda _state, _logged: (),
     decide=decide,
     due=lambda _state, _time: [],

@@ -57,6 +57,7 @@ class Draft:
     causation_id: str | None = None
     reply_to: str | None = None
     traceparent: str | None = None
+    capabilities: tuple[str, ...] = ()  # that the target was chosen for
     step: dict[str, Any] | None = None  # of a step's request: {workflowId, version, id, attempt}
 
 
@@ -227,6 +228,7 @@ def render(draft: Draft, source: str, message_id: str, now: int) -> Message:
         correlation_id=draft.correlation_id,
         timestamp=now,
         message_id=message_id,
+        capabilities=list(draft.capabilities),
         causation_id=draft.causation_id,
         reply_to=draft.reply_to,
         traceparent=draft.traceparent,

@@ -39,7 +39,7 @@ class Execute(Model):
     version: Annotated[Text, Field(max_length=64)] | None = None
 
 
-# whose messages change this state, besides those that are sent to it
+# whose events change this state; requests and answers all do, by the load of the agents
 SOURCES = (subjects.WORKFLOWS, subjects.REGISTRY, subjects.CLOCK)
 
 
@@ -59,11 +59,13 @@ def accept(state: Workflows, logged: Logged) -> Key | None:
     message = logged.message
     if message.source == subjects.REGISTRY and message.kind == "event":
         agents.fold_fact(state.agents, logged)
-    elif message.target == subjects.WORKFLOWS and message.kind == "request":
+        return None
+    state.agents.load.read(logged)
+    if message.target == subjects.WORKFLOWS and message.kind == "request":
         return _command_key(state, logged)
-    elif message.target == subjects.WORKFLOWS and message.kind == "response":
+    if message.target == subjects.WORKFLOWS and message.kind == "response":
         return _close(state, message.metadata.correlation_id, _answers, logged)
-    elif message.source == subjects.CLOCK:
+    if message.source == subjects.CLOCK:
         return _close(state, message.target, _times_out, logged)
     return None
 
@@ -78,6 +80,7 @@ def settle(state: Workflows, logged: Logged) -> None:
         if isinstance(started, dict) and "executionId" in started:
             _begin(state, started)
     elif message.kind == "request":
+        state.agents.load.read(logged)
         _ask(state, logged)
     elif name == "WorkflowDefined":
         state.known[message.target] = fact_of(message, logged.time, Workflow.TOPIC).mutate(None)
@@ -121,7 +124,7 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
             retryable=True,
         )
         return [steps.failed(logged, execution, step, slow)]
-    return steps.answered(logged, execution, step, context, definition)
+    return steps.answered(logged, execution, step, context, definition, state.agents)
 
 
 def due(state: Workflows, time: int) -> list[tuple[str, Draft]]:
@@ -180,7 +183,7 @@ def _execute(state: Workflows, logged: Logged, inputs: Any) -> list[Draft]:
     context = {"inputs": wanted.inputs, "steps": {}}
     return [
         answer(logged, {"outputs": started}),
-        *steps.advance(logged, execution, 0, context, workflow.versions[version]),
+        *steps.advance(logged, execution, 0, context, workflow.versions[version], state.agents),
     ]
 
 
@@ -292,7 +295,7 @@ def _context(execution: Execution, payloads: Mapping[int, Message]) -> dict[str,
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
     new_state=Workflows,
-    reads=lambda _, subject: subject.target == subjects.WORKFLOWS or subject.source in SOURCES,
+    reads=lambda _, subject: subject.kind != "event" or subject.source in SOURCES,
     accept=accept,
     settle=settle,
     needs=needs,

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_bus import subjects
 from mcp_bus.config import MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
+from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.references import resolve
 from mcp_bus.domain.workflows import Definition, Step
@@ -47,6 +49,7 @@ def answered(
     step: Step,
     context: dict[str, Any],
     definition: Definition,
+    agents: Agents,
 ) -> list[Draft]:
     """An answer ends its step: on to the next one, or the execution fails with it."""
     payload = logged.message.payload
@@ -65,7 +68,7 @@ def answered(
             code="postcondition_failed",
         )
         return [failed(logged, execution, step, broken)]
-    return advance(logged, execution, execution.index + 1, context, definition)
+    return advance(logged, execution, execution.index + 1, context, definition, agents)
 
 
 def advance(
@@ -74,12 +77,13 @@ def advance(
     index: int,
     context: dict[str, Any],
     definition: Definition,
+    agents: Agents,
 ) -> list[Draft]:
     """Skip what is to be skipped, then ask for the next step, or complete."""
     drafts: list[Draft] = []
     for step in definition.steps[index:]:
         if conditions.holds(step.pre, context):
-            return [*drafts, _request(logged, execution, step, context)]
+            return [*drafts, _request(logged, execution, step, context, agents)]
         skipped = {"event": "StepSkipped", "stepId": step.id}
         drafts.append(_event(logged, execution, skipped))
     completed = {
@@ -90,19 +94,25 @@ def advance(
     return [*drafts, _event(logged, execution, completed)]
 
 
-def _request(logged: Logged, execution: Execution, step: Step, context: Mapping[str, Any]) -> Draft:
+def _request(
+    logged: Logged, execution: Execution, step: Step, context: Mapping[str, Any], agents: Agents
+) -> Draft:
     """The request of a step, or the failure to make one."""
+    needed = subjects.capability_in(step.agent_id)
+    target = step.agent_id
     try:
         inputs = resolve(step.inputs, context)
         size = len(dumps(inputs))
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
-    except Refused as error:
+        if needed is not None:
+            target = agents.choose(needed, step.action, logged.time)
+    except BusError as error:
         return failed(logged, execution, step, error)
     cause = logged.message.metadata
     return Draft(
         "request",
-        step.agent_id,
+        target,
         {"action": step.action, "inputs": inputs},
         execution.id,
         causation_id=cause.message_id,
@@ -114,6 +124,7 @@ def _request(logged: Logged, execution: Execution, step: Step, context: Mapping[
             "attempt": 1,
             "timeoutMs": step.timeout_ms,
         },
+        capabilities=(needed,) if needed is not None else (),
     )
 
 

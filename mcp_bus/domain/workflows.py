@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from eventsourcing.domain import BaseAggregate, CanInitAggregate
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from mcp_bus import subjects
@@ -21,6 +21,7 @@ from mcp_bus.domain import conditions, roles
 from mcp_bus.domain.agents import Agents, checked
 from mcp_bus.domain.decider import Draft, Logged, answer, copy_of, event
 from mcp_bus.domain.facts import Fact, moment, payload_of
+from mcp_bus.domain.load import capable_of
 from mcp_bus.domain.references import Path, path_of, references, step_of
 from mcp_bus.errors import Finding, Refused
 from mcp_bus.messages import Id, Text
@@ -34,6 +35,15 @@ class Model(BaseModel):
     )
 
 
+# the id of an agent, or the capability that it must have, of which one is chosen when it is asked
+AgentRef = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([A-Za-z0-9_-]{1,64}|capability:[^\x00-\x1f\x7f]{1,256})$",
+    ),
+]
+
+
 class StepConditions(Model):
     """`pre` false: the step is skipped. `post` false: the step failed."""
 
@@ -45,7 +55,7 @@ class Step(Model):
     """The specification's WorkflowStep; `timeoutMs` counts from the request's place in the log."""
 
     id: Id
-    agent_id: Id
+    agent_id: AgentRef
     action: Id
     inputs: dict[str, Any] = Field(default_factory=dict)
     outputs: dict[str, Any] = Field(default_factory=dict)
@@ -252,7 +262,15 @@ def _path(path: Path, pointer: str, ids: list[str], before: int) -> Iterator[Fin
 def _agents(definition: Definition, agents: Agents) -> Iterator[Finding]:
     for index, step in enumerate(definition.steps):
         agent = agents.known.get(step.agent_id)
-        if agent is None:
+        needed = subjects.capability_in(step.agent_id)
+        if needed is not None:
+            if not capable_of(agents.known, needed, step.action, active=False):
+                yield Finding(
+                    f"/steps/{index}/agentId",
+                    "no_capable_agent",
+                    f"no agent has {step.action} in a capability {needed}",
+                )
+        elif agent is None:
             yield Finding(
                 f"/steps/{index}/agentId", "unknown_agent", f"there is no agent {step.agent_id}"
             )
