@@ -22,6 +22,7 @@ PREFIX = "MCP_BUS_"
 # --- the wire ---------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX = 256 * 1024
 MESSAGE_DEPTH_MAX = 32
+HEADERS_BYTES_MAX = 4 * 1024  # beside a message: its id, its trace, a fence
 
 # --- the log ----------------------------------------------------------------------------------
 PUBLISH_RETRY_S = 15.0  # a leader election takes 5.4 to 7.6 s

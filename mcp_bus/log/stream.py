@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import Settings
+from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
 from mcp_bus.log.connection import connect
 
 STREAM_NOT_FOUND = 10059
@@ -24,7 +24,7 @@ async def prepare(url: str, settings: Settings) -> None:
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:
-    """design: a full log refuses and never forgets, and nobody deletes single messages."""
+    """A full log refuses and never forgets, and nobody deletes single messages."""
     return {
         "name": subjects.STREAM,
         "subjects": list(subjects.STREAM_SUBJECTS),
@@ -32,6 +32,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
         "retention": "limits",
         "discard": "new",
         "num_replicas": settings.replicas,
+        "max_msg_size": MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX,
         "allow_atomic": True,
         "allow_direct": True,
         "deny_delete": True,

@@ -8,26 +8,15 @@ in the account of the services, every one of them must fail to.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 
-import nats as nats_py
 import pytest
-from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from mcp_bus import log, tokens
-from mcp_bus.domain import permissions
-from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.messages import Message
 from tests.conftest import KEYS, Nats
-
-Attack = Callable[[Nats], Awaitable[None]]
-
-PATIENCE_S = 2.0
+from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, stored
 
 FOREIGN_PUBLISHES = (
     # another agent's name, queue, requests in hand, heartbeat, inbox
@@ -78,42 +67,6 @@ FOREIGN_LISTENS = (
     "$SYS.>",
     "$SYS.REQ.USER.AUTH",
 )
-
-
-@contextlib.asynccontextmanager
-async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.Queue[str]]]:
-    """A client, and what the server complained about to it."""
-    complaints: asyncio.Queue[str] = asyncio.Queue()
-
-    async def note(error: Exception) -> None:
-        complaints.put_nowait(str(error).lower())
-
-    client = await nats_py.connect(
-        url, error_cb=note, max_reconnect_attempts=0, inbox_prefix=f"_INBOX_{name}".encode()
-    )
-    try:
-        yield client, complaints
-    finally:
-        await client.close()
-
-
-async def stored(bus: Client) -> dict[str, int]:
-    """How many messages the log holds under each subject."""
-    info = await bus.jetstream().stream_info("MCP", subjects_filter=">")
-    return info.state.subjects or {}
-
-
-async def open_queue(bus: Client, agent: str) -> None:
-    """The work queue of an agent, as the registry makes it."""
-    settings = {
-        "durable_name": f"agent-{agent}",
-        "filter_subject": f"mcp.request.*.{agent}",
-        "ack_policy": "explicit",
-    }
-    await bus.request(
-        f"$JS.API.CONSUMER.DURABLE.CREATE.MCP.agent-{agent}",
-        json.dumps({"stream_name": "MCP", "config": settings}).encode(),
-    )
 
 
 async def test_an_agent_does_its_work_through_the_imports(nats: Nats) -> None:
@@ -270,16 +223,6 @@ ATTACKS = (
     bring_a_bad_token,
     forge_an_answer,
 )
-
-
-@pytest.fixture
-def weak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token is good, and opens everything in the account that owns the log."""
-    everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
-    monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
-    monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")
-    monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
-    monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)

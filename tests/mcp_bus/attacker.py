@@ -1,0 +1,53 @@
+"""One who means harm: a plain NATS client with a real token, and what the bus holds afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import nats as nats_py
+from nats.aio.client import Client
+
+from tests.conftest import Nats
+
+Attack = Callable[[Nats], Awaitable[None]]
+
+PATIENCE_S = 2.0
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.Queue[str]]]:
+    """A client, and what the server complained about to it."""
+    complaints: asyncio.Queue[str] = asyncio.Queue()
+
+    async def note(error: Exception) -> None:
+        complaints.put_nowait(str(error).lower())
+
+    client = await nats_py.connect(
+        url, error_cb=note, max_reconnect_attempts=0, inbox_prefix=f"_INBOX_{name}".encode()
+    )
+    try:
+        yield client, complaints
+    finally:
+        await client.close()
+
+
+async def stored(bus: Client) -> dict[str, int]:
+    """How many messages the log holds under each subject."""
+    info = await bus.jetstream().stream_info("MCP", subjects_filter=">")
+    return info.state.subjects or {}
+
+
+async def open_queue(bus: Client, agent: str) -> None:
+    """The work queue of an agent, as the registry makes it."""
+    settings = {
+        "durable_name": f"agent-{agent}",
+        "filter_subject": f"mcp.request.*.{agent}",
+        "ack_policy": "explicit",
+    }
+    await bus.request(
+        f"$JS.API.CONSUMER.DURABLE.CREATE.MCP.agent-{agent}",
+        json.dumps({"stream_name": "MCP", "config": settings}).encode(),
+    )

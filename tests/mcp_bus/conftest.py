@@ -1,0 +1,30 @@
+"""A deliberately weak bus, on which an attack must do harm.
+
+weak      every token is good and opens everything, and the stream has no bounds
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mcp_bus import config, log, tokens
+from mcp_bus.domain import permissions
+from mcp_bus.domain.roles import Principal
+from mcp_bus.log.stream import stream_config
+from tests.conftest import Nats
+
+
+@pytest.fixture
+async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is good, and opens everything in the account that owns the log."""
+    everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
+    monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
+    monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")
+    monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
+    monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
+    services = await log.connect(nats.services, name="test")
+    boundless = {"max_msg_size": -1}
+    await services.api("STREAM.UPDATE.MCP", stream_config(config.load({})) | boundless)
+    await services.close()
