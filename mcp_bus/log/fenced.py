@@ -4,7 +4,8 @@ The server stores an output only while the decider's epoch subject still ends at
 former leader is refused (10071) however late it wakes. Nothing here retries: an output is done
 when the fold reads it in the log. One copy of the log: single publishes, pipelined. Several
 copies: a compare on a subject refuses pipelined publishes (10164), so what waits goes as one
-atomic batch with the fence on its first message, one commit in flight.
+atomic batch with the fence on its first message, one commit in flight; and while others hold every
+batch that the server has open, one publish after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from mcp_bus.errors import Unavailable
 from mcp_bus.log.records import (
     BATCH_COMMIT,
     BATCH_ID,
+    BATCH_INCOMPLETE,
     BATCH_SEQUENCE,
+    BATCHES_TOO_MANY,
     EXPECTED_LAST,
     EXPECTED_LAST_SUBJECT,
     MESSAGE_ID,
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
 
 logger = logging.getLogger(__name__)
+
+# of a batch of one the server says why; of a longer one that its beginning is missing
+_NO_BATCH = (BATCHES_TOO_MANY, BATCH_INCOMPLETE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +94,7 @@ class FencedPublisher:
             raise Unavailable(f"the connection to the log is lost: {error!r}") from None
 
     async def _send(self, output: Output, fence: dict[str, str]) -> None:
-        headers = {MESSAGE_ID: output.id, **fence}
-        if output.message.metadata.traceparent:
-            headers[TRACEPARENT] = output.message.metadata.traceparent
-        await self._publish(output.message, headers)
+        await self._publish(output.message, _headers(output) | fence)
 
     async def _publish(self, message: Message, headers: dict[str, str]) -> None:
         self._sent += 1
@@ -106,7 +109,7 @@ class FencedPublisher:
         """One atomic batch, answered before the next begins."""
         batch = new_id()
         for number, output in enumerate(outputs, 1):
-            headers = {MESSAGE_ID: output.id, BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
+            headers = _headers(output) | {BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
             if number == 1:
                 headers.update(fence)
             if number < len(outputs):
@@ -115,10 +118,21 @@ class FencedPublisher:
                 )
                 continue
             headers[BATCH_COMMIT] = "1"
-            ack = await self._log.publisher.attempt(
-                output.message.subject, output.message.encode(), headers
-            )
-            self._judge(ack or {})
+            ack = await self._attempt(output, headers)
+            if ack.get("error", {}).get("err_code") in _NO_BATCH:
+                await self._one_by_one(outputs, fence)
+            else:
+                self._judge(ack)
+
+    async def _one_by_one(self, outputs: Sequence[Output], fence: dict[str, str]) -> None:
+        """Slower than a batch, of which nothing was stored, and fenced as well."""
+        logger.warning("no atomic batch to be had for %d outputs", len(outputs))
+        for output in outputs:
+            self._judge(await self._attempt(output, _headers(output) | fence))
+
+    async def _attempt(self, output: Output, headers: dict[str, str]) -> dict[str, Any]:
+        message = output.message
+        return (await self._log.publisher.attempt(message.subject, message.encode(), headers)) or {}
 
     async def _acked(self, msg: Msg) -> None:
         if b'"error"' in msg.data:
@@ -133,3 +147,10 @@ class FencedPublisher:
             self._on_deposed()
         else:
             logger.warning("the log refused an output: %s", error)
+
+
+def _headers(output: Output) -> dict[str, str]:
+    headers = {MESSAGE_ID: output.id}
+    if output.message.metadata.traceparent:
+        headers[TRACEPARENT] = output.message.metadata.traceparent
+    return headers

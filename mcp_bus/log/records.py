@@ -23,7 +23,9 @@ TRACEPARENT: Final = "traceparent"
 WRONG_LAST_SEQUENCE: Final = 10071
 STREAM_STORE_FAILED: Final = 10077  # with discard new: the log is full
 DUPLICATE_IN_PROCESS: Final = 10158
+BATCH_INCOMPLETE: Final = 10176
 BATCH_DUPLICATE: Final = 10201
+BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
 
 
 @dataclass(frozen=True, slots=True)

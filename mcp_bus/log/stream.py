@@ -24,7 +24,11 @@ async def prepare(url: str, settings: Settings) -> None:
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:
-    """A full log refuses and never forgets, and nobody deletes single messages."""
+    """A full log refuses and never forgets, and nobody deletes single messages.
+
+    An agent could hold every atomic batch that the server has open, so there is none where nobody
+    needs them (fenced.py).
+    """
     return {
         "name": subjects.STREAM,
         "subjects": list(subjects.STREAM_SUBJECTS),
@@ -33,7 +37,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
         "discard": "new",
         "num_replicas": settings.replicas,
         "max_msg_size": MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX,
-        "allow_atomic": True,
+        "allow_atomic": settings.replicas > 1,
         "allow_direct": True,
         "deny_delete": True,
         "duplicate_window": int(settings.duplicate_window_s * 1e9),

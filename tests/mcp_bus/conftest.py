@@ -25,6 +25,6 @@ async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
     monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
     services = await log.connect(nats.services, name="test")
-    boundless = {"max_msg_size": -1}
+    boundless = {"max_msg_size": -1, "allow_atomic": True}
     await services.api("STREAM.UPDATE.MCP", stream_config(config.load({})) | boundless)
     await services.close()

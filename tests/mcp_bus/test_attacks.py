@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from mcp_bus import log
 from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE
 from mcp_bus.messages import Message, dumps
 from tests.conftest import Nats
 from tests.mcp_bus.attacker import Attack, connected, stored
@@ -37,7 +38,13 @@ async def publish_too_much(nats: Nats) -> None:
         assert await stored(bus) == {}
 
 
-ATTACKS = (publish_too_much,)
+async def hold_a_batch(nats: Nats) -> None:
+    """The server has 50 atomic batches open, for everybody together."""
+    async with connected(nats.agent("a"), "a") as (a, _complaints):
+        assert await refusal(a, b"x", {BATCH_ID: "mine", BATCH_SEQUENCE: "1"}) == 10174
+
+
+ATTACKS = (publish_too_much, hold_a_batch)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)

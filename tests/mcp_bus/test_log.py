@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from mcp_bus import config, log
 from mcp_bus.errors import BusError, Unavailable
 from mcp_bus.log import Asker, FencedPublisher, Log, Output, Record
+from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
+from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
 from tests.conftest import Nats
 
@@ -245,9 +248,16 @@ async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
     assert caught.value.details == {"position": 1}
 
 
-@pytest.mark.parametrize("replicas", [1, 3])
-async def test_a_former_leader_is_refused_however_late_it_wakes(bus: Log, replicas: int) -> None:
-    """Outputs carry their epoch, pipelined or as one atomic batch; the next epoch fences them."""
+@pytest.mark.parametrize(("replicas", "crowded"), [(1, False), (3, False), (3, True)])
+async def test_a_former_leader_is_refused_however_late_it_wakes(
+    bus: Log, agents: Log, replicas: int, crowded: bool
+) -> None:
+    """Outputs carry their epoch, pipelined, as one atomic batch, or one by one while an agent
+    holds every batch; the next epoch fences them."""
+    if replicas > 1:
+        await bus.api("STREAM.UPDATE.MCP", stream_config(config.load({})) | {"allow_atomic": True})
+    if crowded:
+        await _hold_every_batch(agents)
     deposed = asyncio.Event()
     publisher = FencedPublisher(bus, "workflows", replicas, deposed.set)
     await publisher.open()
@@ -267,6 +277,15 @@ async def test_a_former_leader_is_refused_however_late_it_wakes(bus: Log, replic
         await publisher.publish([_output(9), _output(10)], epoch)
         await asyncio.wait_for(deposed.wait(), 5)
         assert (await bus.info()).last == last
+
+
+async def _hold_every_batch(agents: Log) -> None:
+    for number in itertools.count():
+        headers = {BATCH_ID: f"b{number}", BATCH_SEQUENCE: "1"}
+        said = await agents.client.request("mcp.event.echo.b", b"{}", headers=headers)
+        if said.data:
+            assert json.loads(said.data)["error"]["err_code"] == BATCHES_TOO_MANY
+            return
 
 
 def _epoch() -> Message:
