@@ -6,6 +6,7 @@ It needs nats-py and pydantic and nothing of the server; docs/sdk.md is its refe
 from agents_sdk.actions import Action, ActionError
 from agents_sdk.agent import Agent
 from agents_sdk.client import Bus, Subscription, connect
+from agents_sdk.context import Context
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message
 
@@ -15,6 +16,7 @@ __all__ = [
     "Agent",
     "Bus",
     "BusError",
+    "Context",
     "Message",
     "Subscription",
     "connect",

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from agents_sdk.context import Context, current
 from mcp_bus import subjects
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import dumps, findings_of
@@ -71,16 +72,20 @@ class Action:
     ) -> Self:
         """The action that calls `function`; a synchronous one runs in a thread.
 
+        A parameter annotated `Context` is no input: it gets that of the request.
         Raises Refused for a signature that JSON cannot fill.
         """
         name = str(name or getattr(function, "__name__", ""))
         hints = _hints(function, name)
         parameters = _parameters(function, name)
+        contexts = [key for key in parameters if hints.get(key) is Context]
+        for key in contexts:
+            del parameters[key]
         inputs = _inputs_model(name, parameters, hints)
         try:
             return cls(
                 name=name,
-                run=_runner(function, inputs, list(parameters)),
+                run=_runner(function, inputs, list(parameters), contexts),
                 description=inspect.getdoc(function) or "",
                 inputs=inputs.model_json_schema(),
                 outputs=_outputs_schema(hints.get("return", Any)),
@@ -134,7 +139,9 @@ def _inputs_model(
     return model
 
 
-def _runner(function: Callable[..., Any], model: type[BaseModel], names: list[str]) -> Run:
+def _runner(
+    function: Callable[..., Any], model: type[BaseModel], names: list[str], contexts: list[str]
+) -> Run:
     asynchronous = inspect.iscoroutinefunction(function)
 
     async def run(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +153,7 @@ def _runner(function: Callable[..., Any], model: type[BaseModel], names: list[st
             said = "; ".join(f"{f.pointer}: {f.detail}" for f in findings[:3])
             raise Refused(said, code="bad_inputs", findings=findings) from None
         arguments = {name: getattr(checked, f"p{i}") for i, name in enumerate(names)}
+        arguments |= {name: current.get() for name in contexts}
         if asynchronous:
             returned = await function(**arguments)
         else:

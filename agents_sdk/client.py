@@ -16,12 +16,13 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agents_sdk.signals import Signals
 from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
 from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
@@ -32,6 +33,18 @@ in_hand: ContextVar[Message | None] = ContextVar("in_hand", default=None)
 """The request whose action is running here; what the action sends follows from it."""
 
 CLIENT_ID = "client"
+
+OnProgress = Callable[[float, str], None]
+
+
+@contextlib.contextmanager
+def following(request: Message) -> Iterator[None]:
+    """What is sent in here follows from `request`."""
+    token = in_hand.set(request)
+    try:
+        yield
+    finally:
+        in_hand.reset(token)
 
 
 @contextlib.asynccontextmanager
@@ -88,6 +101,7 @@ async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
         raise Unavailable(f"no bus at {where} within {config.LOG_CONNECT_S:g} s") from None
     bus = Bus(id, channel, tokens)
     await bus._asker.start()
+    await bus.signals.start()
     return bus
 
 
@@ -100,6 +114,7 @@ class Bus:
         self._tokens = tokens
         self._renewing = asyncio.create_task(tokens.keep(channel))
         self._asker = log.Asker(channel, id)
+        self.signals = Signals(channel, id)
         self._subscriptions: set[Subscription] = set()
 
     @property
@@ -115,11 +130,15 @@ class Bus:
         *,
         timeout: float = REQUEST_S,
         correlation_id: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> dict[str, Any]:
-        """Ask an agent to act and wait for its outputs; `timeout` in seconds. The target
-        `capability:NAME` is the agent that the registry chooses: capable, active, least loaded.
+        """Ask an agent to act and wait for its outputs; `timeout` in seconds, also its deadline.
+        The target `capability:NAME` is the agent that the registry chooses: capable, active,
+        with the fewest requests.
 
-        Raises BusError: the one that was answered, `answer_timeout`, or why the bus cannot.
+        `on_progress(fraction, note)` is called for what the agent tells meanwhile. Who is
+        cancelled while waiting sends the agent a Cancel. Raises BusError: the one that was
+        answered, `answer_timeout`, or why the bus cannot.
         """
         needed = subjects.capability_in(target)
         if needed is not None:
@@ -135,7 +154,8 @@ class Bus:
             reply_to=self._asker.instance,
             deadline=now_ms() + int(timeout * 1000),
         )
-        answer = (await self._asker.ask(message, timeout)).message
+        with self._progress(message, on_progress):
+            answer = await self._answer(message, timeout)
         found = answer.payload if isinstance(answer.payload, dict) else {}
         if isinstance(found.get("error"), dict):
             raise BusError.from_json(found["error"])
@@ -170,8 +190,30 @@ class Bus:
         for subscription in list(self._subscriptions):
             await subscription.stop()
         self._renewing.cancel()
+        await self.signals.stop()
         await self._asker.stop()
         await self.log.close()
+
+    async def _answer(self, question: Message, timeout_s: float) -> Message:
+        try:
+            return (await self._asker.ask(question, timeout_s)).message
+        except asyncio.CancelledError:
+            self.signals.cancel(question)
+            raise
+
+    @contextlib.contextmanager
+    def _progress(self, question: Message, told: OnProgress | None) -> Iterator[None]:
+        if told is None:
+            yield
+            return
+
+        def heard(payload: dict[str, Any]) -> None:
+            fraction, note = payload.get("fraction"), payload.get("note", "")
+            if payload.get("event") == "Progress" and isinstance(fraction, int | float):
+                told(fraction, str(note))
+
+        with self.signals.about(question, heard):
+            yield
 
     def _message(
         self,

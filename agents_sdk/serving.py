@@ -13,17 +13,20 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus, checked, in_hand
-from mcp_bus.config import ACTION_S_MAX, ANSWERED_KEPT_MAX, IN_PROGRESS_EVERY_S
+from agents_sdk.context import Context, current
+from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Deliveries, Delivery, Record
-from mcp_bus.messages import Message, error_payload, now_ms, parse
+from mcp_bus.messages import Message, error_payload, parse
 
 logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
 
 
 class Serving:
@@ -39,6 +42,10 @@ class Serving:
         self._running: dict[asyncio.Task[None], int] = {}  # and the position it answers
         self._answering: dict[int, asyncio.Task[None]] = {}  # by position
         self._answered: dict[int, None] = {}  # positions, the latest ones
+        # by source and messageId: what can be cancelled, and what was, the latest ones
+        self._acting: dict[tuple[str, str], tuple[asyncio.Timeout, Context]] = {}
+        self._cancelled: dict[tuple[str, str], None] = {}
+        bus.signals.on_cancel = self._cancel
 
     @property
     def in_flight(self) -> int:
@@ -97,15 +104,17 @@ class Serving:
             raise
         finally:
             self._answering.pop(position, None)
-        self._answered[position] = None
-        if len(self._answered) > ANSWERED_KEPT_MAX:
-            del self._answered[next(iter(self._answered))]
+        _keep(self._answered, position, ANSWERED_KEPT_MAX)
 
     async def _answer(self, request: Message, record: Record) -> None:
-        in_hand.set(request)  # this task's own
+        identity = answer_id(request, record)
+        context = Context(self._bus, request, request.metadata.message_id or identity)
+        in_hand.set(request)  # this task's own, as the next one
+        current.set(context)
         self._faults.reached("agent.taken")
         where = f"position {record.position}, correlation {request.metadata.correlation_id}"
-        answer = self._message(request, record, await self._payload(request, where))
+        payload = await self._payload(request, context, where)
+        answer = self._message(request, identity, payload)
         while True:
             try:
                 await self._bus.log.publish(answer)
@@ -116,10 +125,10 @@ class Serving:
                 logger.error("the answer to %s is refused for good: %s", where, error)
                 return
 
-    async def _payload(self, request: Message, where: str) -> dict[str, Any]:
+    async def _payload(self, request: Message, context: Context, where: str) -> dict[str, Any]:
         """What is answered: outputs, or the error that came instead."""
         try:
-            return {"outputs": await self._act(request)}
+            return {"outputs": await self._act(request, context)}
         except BusError as error:
             logger.info("answered %s with %s: %s", where, error.code, error)
             return error_payload(error)
@@ -134,21 +143,37 @@ class Serving:
             said = f"{type(error).__name__}: {error}"
             return error_payload(ActionError("action_failed", said))
 
-    async def _act(self, request: Message) -> dict[str, Any]:
+    async def _act(self, request: Message, context: Context) -> dict[str, Any]:
         action, inputs = self._asked(request)
-        left_s = ACTION_S_MAX
-        if request.metadata.deadline is not None:
-            left_s = min(left_s, (request.metadata.deadline - now_ms()) / 1000)
-        if left_s <= 0:
+        key = (request.source, context.message_id)
+        if key in self._cancelled:
+            raise _cancelled(action.name)
+        if (left_s := context.left_s) <= 0:
             raise _too_late(action.name)
         limit = asyncio.timeout(left_s)
+        self._acting[key] = limit, context
         try:
             async with limit:
                 return await action.run(inputs)
         except TimeoutError:
             if not limit.expired():
                 raise  # the action's own
-            raise _too_late(action.name) from None
+            context.cancelled.set()
+            raise (_cancelled if key in self._cancelled else _too_late)(action.name) from None
+        except asyncio.CancelledError:
+            context.cancelled.set()
+            raise
+        finally:
+            self._acting.pop(key, None)
+
+    def _cancel(self, source: str, request_id: str) -> None:
+        """The source of a request no longer waits; the request may still be in the queue."""
+        key = (source, request_id)
+        _keep(self._cancelled, key, CANCELS_KEPT_MAX)
+        limit, context = self._acting.get(key, (None, None))
+        if limit is not None and context is not None and not limit.expired():
+            context.cancelled.set()
+            limit.reschedule(asyncio.get_running_loop().time())
 
     def _asked(self, request: Message) -> tuple[Action, dict[str, Any]]:
         payload = request.payload if isinstance(request.payload, dict) else {}
@@ -170,8 +195,7 @@ class Serving:
             raise Refused("inputs are an object", code="bad_inputs", pointer=INPUTS)
         return self._actions[name], inputs
 
-    def _message(self, request: Message, record: Record, payload: dict[str, Any]) -> Message:
-        identity = answer_id(request, record)
+    def _message(self, request: Message, identity: str, payload: dict[str, Any]) -> Message:
         try:
             return checked(Message.answer(request, self._bus.id, payload, message_id=identity))
         except MessageError as error:  # too large, too deep, or no JSON
@@ -196,4 +220,15 @@ def answer_id(request: Message, record: Record) -> str:
 
 
 def _too_late(action: str) -> Unavailable:
-    return Unavailable(f"{action}: the request's deadline has passed", code="answer_timeout")
+    return Unavailable(f"{action}: the request's deadline has passed", code="deadline_exceeded")
+
+
+def _cancelled(action: str) -> BusError:
+    return BusError(f"{action}: the asker cancelled it", code="cancelled")
+
+
+def _keep(known: dict[Key, None], key: Key, most: int) -> None:
+    """Know one more, and forget the oldest beyond `most`."""
+    known[key] = None
+    if len(known) > most:
+        del known[next(iter(known))]

@@ -66,6 +66,8 @@ CODES: dict[str, tuple[int, str]] = {
     "tool_error": (502, "The tool answered with an error"),
     "server_ended": (503, "The tool's server ended"),
     "answer_timeout": (504, "Nobody answered in time"),
+    "deadline_exceeded": (504, "The request's deadline has passed"),
+    "cancelled": (409, "The asker cancelled the request"),
     # the bus itself
     "settings": (500, "The settings are wrong"),
     "log_full": (503, "The log is full"),

@@ -101,6 +101,11 @@ def answers_to(asker: str, instance: str) -> str:
     return f"out.response.*.{asker}.{instance}"
 
 
+def events_to(name: str) -> str:
+    """Where the stored events about or for an id are heard live."""
+    return f"out.event.*.{name}"
+
+
 def epoch_of(decider: str) -> str:
     """Where a decider's lead is written down: the subject that fences its outputs."""
     return f"mcp.event.{decider}.{EPOCH}"

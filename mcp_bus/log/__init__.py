@@ -11,7 +11,7 @@ from mcp_bus.log.connection import Listening, Log, connect
 from mcp_bus.log.delivery import Deliveries, Delivery
 from mcp_bus.log.fenced import FencedPublisher, Output
 from mcp_bus.log.follower import Follower
-from mcp_bus.log.records import LogInfo, Published, Record
+from mcp_bus.log.records import LogInfo, Published, Record, republished
 from mcp_bus.log.stream import prepare
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "callout",
     "connect",
     "prepare",
+    "republished",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mcp_bus import config, subjects
 from mcp_bus.errors import BusError, MessageError, Unavailable
-from mcp_bus.log.records import Published, Record
+from mcp_bus.log.records import Published, Record, republished
 from mcp_bus.messages import Message, belongs, parse
 
 if TYPE_CHECKING:
@@ -110,21 +110,9 @@ class Asker:
             self._consider(record)
 
     def _heard(self, record: Record) -> None:
-        headers = record.headers
-        # an inbox of ours can be hit by a forged reply: only what the stream republished counts
-        if headers.get("Nats-Stream") != subjects.STREAM or record.position == 0:
-            return
-        if subjects.stored(headers.get("Nats-Subject", "")) != record.subject:
-            return
-        self._consider(
-            Record(
-                record.position,
-                record.time_us,
-                headers["Nats-Subject"],
-                record.data,
-                headers,
-            )
-        )
+        stored = republished(record)
+        if stored is not None:
+            self._consider(stored)
 
     def _consider(self, record: Record) -> None:
         try:

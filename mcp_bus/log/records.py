@@ -8,6 +8,8 @@ from typing import Final
 
 from nats.aio.msg import Msg
 
+from mcp_bus import subjects
+
 # Headers (nats-server, ADR-4, ADR-31, ADR-50)
 MESSAGE_ID: Final = "Nats-Msg-Id"
 EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -81,6 +83,20 @@ def attempts(reply: str) -> int:
     """How often a consumer handed this message out, this time included."""
     tokens = reply.split(".")
     return int(tokens[4] if len(tokens) == 9 else tokens[6])
+
+
+def republished(record: Record) -> Record | None:
+    """A record heard under `out.`, as it is stored; None for what the stream did not publish.
+
+    An inbox or a subject that we hear can be hit by a forged reply: only what is stored counts.
+    """
+    headers = record.headers
+    if headers.get("Nats-Stream") != subjects.STREAM or record.position == 0:
+        return None
+    subject = headers.get("Nats-Subject", "")
+    if subjects.stored(subject) != record.subject:
+        return None
+    return Record(record.position, record.time_us, subject, record.data, headers)
 
 
 def record_of(msg: Msg) -> Record:

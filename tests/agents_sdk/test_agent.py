@@ -169,7 +169,7 @@ async def test_nobody_of_that_name_is_told_by_the_registry(bus: Nats) -> None:
 
 
 async def test_a_request_whose_deadline_has_passed_is_not_run(bus: Nats) -> None:
-    """It is answered with `answer_timeout`."""
+    """It is answered with `deadline_exceeded`."""
     ran = threading.Event()
     agent = Agent("late", url=bus.agent("late"))
     agent.action(name="act")(ran.set)
@@ -180,7 +180,7 @@ async def test_a_request_whose_deadline_has_passed_is_not_run(bus: Nats) -> None
             late = Message.build("request", client.id, "late", payload, deadline=now_ms() - 1)
             await client.log.publish(late)
             answer = await anext(answers)
-    assert answer.payload["error"]["code"] == "answer_timeout"
+    assert answer.payload["error"]["code"] == "deadline_exceeded"
     assert not ran.is_set()
 
 
