@@ -9,12 +9,13 @@ LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate pyproject.toml
 
 .NOTPARALLEL: # two stamps install into one .venv
-.PHONY: help demo up test check lock bench clean
+.PHONY: help demo up test faults check lock bench clean
 
 help:
 	@echo "make demo    a real workflow of real agents on a fresh bus [REPO=/any/git/repository]"
 	@echo "make up      a bus that stays until Ctrl-C"
-	@echo "make test    the whole test suite"
+	@echo "make test    the test suite"
+	@echo "make faults  every process killed at every point where it hurts"
 	@echo "make check   style, types, imports and the rules of the tree"
 	@echo "make lock    pin the dependencies anew after a change of pyproject.toml (needs uv)"
 	@echo "make bench   measure, beside the limits of this machine [ONLY=id,... STRICT=1]"
@@ -27,7 +28,10 @@ up: .venv/.demo
 	@exec $(RUN)mcp-bus up
 
 test: .venv/.dev
-	@$(RUN)python -m pytest -q -n 3 --dist worksteal
+	@$(RUN)python -m pytest -q -n 3 --dist worksteal --ignore=tests/faults
+
+faults: .venv/.dev
+	@$(RUN)python -m pytest -q -n 2 --dist worksteal tests/faults
 
 check: .venv/.dev
 	$(RUN)ruff check .
