@@ -22,7 +22,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +115,19 @@ class Agent:
         if action.name in self._actions:
             raise Refused(f"{self.id} has two actions {action.name!r}")
         self._actions[action.name] = action
+
+    async def replace(self, actions: Iterable[Action]) -> None:
+        """Have these actions and no others; an agent that runs registers anew if that is a change.
+
+        What is in hand goes on. Raises Refused, and then should not go on: for two of one name, or
+        by the registry.
+        """
+        before = self.describe()
+        self._actions.clear()  # not a new one: it is served
+        for action in actions:
+            self.add(action)
+        if self._bus is not None and self.describe() != before:
+            await _until_available(self._register)
 
     def describe(self) -> dict[str, Any]:
         """The registration: {"id", "type", "capabilities": [{name, actions, parameters}]}, and

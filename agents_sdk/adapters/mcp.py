@@ -4,8 +4,8 @@
 
 Inputs go to the tool as they come, the server checks them; outputs are {"text": all text of the
 result, "structured": object or null}; a result that says isError is the error `tool_error`. A
-server that ends is started again, and the agent ends when that does not help. Its tools are those
-of the first start (this landing).
+server that ends is started again, and the agent ends when that does not help. The actions follow
+the tools: when these change, the agent is registered anew.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ async def describe(agent: Agent, transport: Transport) -> dict[str, Any]:
     """
     async with started(transport, Run()) as client:
         server = Server(transport)  # never called
-        for tool in await tools_of(client):
-            agent.add(action_of(server, tool))
+        await agent.replace(action_of(server, tool) for tool in await tools_of(client))
     return agent.describe()
 
 
@@ -49,10 +48,8 @@ async def adapt(agent: Agent, transport: Transport) -> None:
     listed = asyncio.Event()
 
     async def take(tools: list[Tool]) -> None:
-        if not listed.is_set():
-            for tool in tools:
-                agent.add(action_of(server, tool))
-            listed.set()
+        await agent.replace(action_of(server, tool) for tool in tools)
+        listed.set()
 
     def over(_: asyncio.Task[None]) -> None:
         listed.set()

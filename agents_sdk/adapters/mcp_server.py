@@ -2,6 +2,7 @@
 
 The official SDK speaks with it, in whichever version of the protocol both know. One task, `keep`,
 holds the connection, and starts the server again when it ends; calls come from any other task.
+Whoever keeps it is told of its tools, at each start and each time that it says they have changed.
 Promises: a call ends with the result of the tool or with an error. The one that a server had in
 hand when it ended is `server_ended`, and is not sent again, since the tool may have done half of
 its work; one that comes while the server is away waits for it.
@@ -16,11 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from mcp import Client, MCPError
-from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool, ToolListChangedNotification
 
 from agents_sdk.actions import ActionError
 from agents_sdk.adapters.transports import Run, Transport
 from mcp_bus.config import (
+    MCP_LIST_EVERY_S,
+    MCP_LISTEN_AGAIN_S,
     MCP_SERVER_AGAIN_S,
     MCP_SERVER_AGAIN_S_MAX,
     MCP_SERVER_FAILURES_MAX,
@@ -59,7 +63,7 @@ class Server:
         self._settled = asyncio.Event()  # it runs, or will not run again
 
     async def keep(self, take: Take) -> None:
-        """Keep the server running; `take` gets its tools each time that it has started.
+        """Keep the server running; `take` gets its tools when it has started or they have changed.
 
         Raises ServerFailed when its first start fails, or when MCP_SERVER_FAILURES_MAX runs in a
         row end before MCP_SERVER_WELL_S; and what `take` raises.
@@ -99,8 +103,10 @@ class Server:
     async def _once(self, take: Take) -> None:
         """Start the server and hold the connection until it ends, which raises ServerFailed."""
         self._run = run = Run()
-        async with started(self._transport, run) as client:
+        async with started(self._transport, run) as client, asyncio.TaskGroup() as tasks:
             await take(await tools_of(client))
+            tasks.create_task(_listen(client, run))
+            tasks.create_task(_follow(client, run, take))
             self._client, self._has_run = client, True
             self._settled.set()
             try:
@@ -108,7 +114,7 @@ class Server:
             finally:  # before the server is gone, which may take it a while
                 self._client = None
                 self._settled.clear()
-        raise ServerFailed.of(self._transport, run, "ended")
+            raise ConnectionError  # ends the tasks; `started` has the words for it
 
     def _wait_s(self, failures: int, error: ServerFailed) -> float:
         """How long to wait before the next start; raises what ends the agent instead."""
@@ -130,7 +136,12 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
 
     Raises ServerFailed when it does not start, or the connection breaks meanwhile.
     """
-    client = Client(transport.opened(run), cache=None)
+
+    async def heard(message: object) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            run.changed.set()
+
+    client = Client(transport.opened(run), cache=None, message_handler=heard)
     try:
         async with asyncio.timeout(MCP_SERVER_START_S):
             await client.__aenter__()
@@ -149,21 +160,56 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
         first = _first(group)
         if not isinstance(first, Exception) or isinstance(first, BusError):
             raise first from None
-        how = f"failed: {str(first) or type(first).__name__}"
+        broke = f"failed: {str(first) or type(first).__name__}"
+        how = "ended" if run.ended.is_set() else broke
         raise ServerFailed.of(transport, run, how) from None
 
 
 async def tools_of(client: Client) -> list[Tool]:
-    """All tools that the server lists now."""
+    """All tools that the server lists now; TimeoutError, MCPError or Refused when it does not."""
     found: list[Tool] = []
     cursor: str | None = None
-    for _ in range(MCP_TOOL_PAGES_MAX):
-        page = await client.list_tools(cursor=cursor)
-        found += page.tools
-        cursor = page.next_cursor
-        if cursor is None:
-            return found
+    try:
+        async with asyncio.timeout(MCP_SERVER_START_S):
+            for _ in range(MCP_TOOL_PAGES_MAX):
+                page = await client.list_tools(cursor=cursor)
+                found += page.tools
+                cursor = page.next_cursor
+                if cursor is None:
+                    return found
+    except TimeoutError:
+        said = f"it did not list its tools within {MCP_SERVER_START_S:g} s"
+        raise TimeoutError(said) from None
     raise Refused(f"the server lists more than {MCP_TOOL_PAGES_MAX} pages of tools")
+
+
+async def _follow(client: Client, run: Run, take: Take) -> None:
+    """List the tools again each time that they have changed."""
+    while True:
+        await run.changed.wait()
+        run.changed.clear()
+        await take(await tools_of(client))
+        await asyncio.sleep(MCP_LIST_EVERY_S)
+
+
+async def _listen(client: Client, run: Run) -> None:
+    """Since 2026-07-28 a server tells of changes only who listens; `heard` gets what it tells."""
+    tools = client.server_capabilities.tools
+    while tools is not None and tools.list_changed:
+        try:
+            async with client.listen(tools_list_changed=True) as events:
+                run.changed.set()  # nobody told what changed before
+                async for _ in events:
+                    pass
+        except ListenNotSupportedError:
+            return  # an older one tells anyway
+        except SubscriptionLost as error:
+            logger.debug("nobody tells of changes to the tools: %s", error)
+        except MCPError as error:
+            if error.code != CONNECTION_CLOSED:
+                logger.warning("the server does not tell of changes to its tools: %s", error)
+                return
+        await asyncio.sleep(MCP_LISTEN_AGAIN_S)
 
 
 def _first(error: BaseException) -> BaseException:

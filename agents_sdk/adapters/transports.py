@@ -49,6 +49,7 @@ class Run:
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.changed = asyncio.Event()  # its tools have
         self.last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self.status: int | None = None  # of the last HTTP answer
 

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 VERSION = "2025-06-18"
-TOOLS = ("pid", "die", "hang")
+tools = ["pid", "die", "hang", "learn", "forget"]
 NO_INPUTS = {"type": "object", "properties": {}}
 
 
@@ -25,7 +25,7 @@ def answer(message: dict[str, Any]) -> dict[str, Any] | None:
             capabilities = {"tools": {"listChanged": True}}
             result = {"protocolVersion": VERSION, "capabilities": capabilities, "serverInfo": about}
         case "tools/list":
-            result = {"tools": [{"name": name, "inputSchema": NO_INPUTS} for name in TOOLS]}
+            result = {"tools": [{"name": name, "inputSchema": NO_INPUTS} for name in tools]}
         case "tools/call":
             result = call(message["params"]["name"])
         case _:
@@ -42,6 +42,15 @@ def call(name: str) -> dict[str, Any] | None:
         case "die":
             sys.stderr.write("my last words\n")
             os._exit(3)
+        case "learn" | "forget":
+            if name == "learn":
+                tools.append("learnt")
+            else:
+                tools.remove("learnt")
+            say({"method": "notifications/tools/list_changed"})
+            return {"content": []}
+        case "learnt":
+            return {"content": [{"type": "text", "text": "I know"}]}
     return None
 
 

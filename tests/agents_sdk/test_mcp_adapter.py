@@ -197,8 +197,8 @@ def sums(secret: str) -> Any:
 
 async def test_a_server_at_a_url_is_an_agent(bus: Nats) -> None:
     """Its tools are called over streamable HTTP, with the header in each request."""
-    async with answering(sums("open sesame")) as port:
-        address = Address(f"http://127.0.0.1:{port}/mcp", {"X-Secret": "open sesame"})
+    async with answering(sums("open sesame")) as web:
+        address = Address(f"http://127.0.0.1:{web.port}/mcp", {"X-Secret": "open sesame"})
         async with adapted(bus, "sums", address) as (client, _):
             told = await client.request("sums", "add", {"a": 2, "b": 3})
     assert told == {"text": "5", "structured": {"result": 5}}
@@ -206,8 +206,8 @@ async def test_a_server_at_a_url_is_an_agent(bus: Nats) -> None:
 
 async def test_a_secret_is_taken_from_a_variable_and_never_told() -> None:
     """Neither in the log, at its most talkative, nor in the error."""
-    async with answering(sums("open sesame")) as port:
-        arguments = ("--id", "sums", "--describe", "--url", f"http://127.0.0.1:{port}/mcp")
+    async with answering(sums("open sesame")) as web:
+        arguments = ("--id", "sums", "--describe", "--url", f"http://127.0.0.1:{web.port}/mcp")
         header = ("--header", "x-secret: ${SESAME}")
         talkative = {"MCP_BUS_LOG_LEVEL": "debug"}
         good, wrong = await asyncio.gather(
@@ -216,7 +216,7 @@ async def test_a_secret_is_taken_from_a_variable_and_never_told() -> None:
         )
     assert json.loads(good.stdout)["capabilities"][0]["actions"] == ["add"]
     assert wrong.returncode == 1
-    assert f"http://127.0.0.1:{port}/mcp does not let us speak MCP" in wrong.stderr
+    assert f"http://127.0.0.1:{web.port}/mcp does not let us speak MCP" in wrong.stderr
     assert "401" in wrong.stderr
     assert not [said for said in (good.stderr, wrong.stdout, wrong.stderr) if "open " in said]
 
@@ -233,9 +233,9 @@ async def test_an_address_where_nobody_speaks_mcp() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": b"<h1>Welcome</h1>"})
 
-    async with answering(page) as port:
+    async with answering(page) as web:
         with pytest.raises(BusError, match="does not speak MCP: Unexpected content type"):
-            await describe(Agent("a"), Address(f"http://127.0.0.1:{port}/?key=a", {}))
+            await describe(Agent("a"), Address(f"http://127.0.0.1:{web.port}/?key=a", {}))
 
 
 @pytest.mark.parametrize(

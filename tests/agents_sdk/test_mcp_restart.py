@@ -66,8 +66,8 @@ async def test_a_run_that_lasted_is_no_failure(bus: Nats, monkeypatch: pytest.Mo
 async def test_a_session_that_the_server_forgot_is_begun_anew(bus: Nats) -> None:
     """As after a restart of a server over HTTP that keeps its sessions in memory."""
     app = PlainApp()
-    async with answering(app) as port:
-        address = Address(f"http://127.0.0.1:{port}/", {})
+    async with answering(app) as web:
+        address = Address(f"http://127.0.0.1:{web.port}/", {})
         async with adapted(bus, "plain", address) as (client, _):
             assert (await client.request("plain", "pid"))["text"]
             app.sessions.clear()
@@ -80,11 +80,11 @@ async def test_a_server_at_a_url_that_comes_back_is_found_again(bus: Nats) -> No
     """What is asked while nobody answers there waits, and is answered by the next one."""
     first, second = PlainApp(), PlainApp()
     running = answering(first)
-    port = await running.__aenter__()
-    async with adapted(bus, "plain", Address(f"http://127.0.0.1:{port}/", {})) as (client, _):
+    web = await running.__aenter__()
+    async with adapted(bus, "plain", Address(f"http://127.0.0.1:{web.port}/", {})) as (client, _):
         await running.__aexit__(None, None, None)
         await lost(client, "pid")
         waiting = asyncio.create_task(client.request("plain", "pid"))
-        async with answering(second, port):
+        async with answering(second, web.port):
             assert (await waiting)["text"]
     assert (first.begun, second.begun) == (1, 1)

@@ -11,27 +11,38 @@ from typing import Any
 import uvicorn
 
 
-class _Server(uvicorn.Server):
-    """Says when it listens."""
+class Web(uvicorn.Server):
+    """Says when it listens, and lets nobody finish."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, port: int) -> None:
         super().__init__(uvicorn.Config(app, log_level="critical", ws="none"))
+        self.port = port
         self.listens = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listens.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.cut()
+        self.force_exit = True
+        await super().shutdown(sockets)
+
+    def cut(self) -> None:
+        """Break every connection; new ones are welcome."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 @contextlib.asynccontextmanager
-async def answering(app: Any, port: int = 0) -> AsyncIterator[int]:
-    """The port on which `app` answers; at the end its connections are cut."""
+async def answering(app: Any, port: int = 0) -> AsyncIterator[Web]:
+    """`app` on this port, or a free one; at the end its connections are cut."""
     listener = socket.create_server(("127.0.0.1", port))
-    server = _Server(app)
-    serving = asyncio.create_task(server.serve([listener]))
+    web = Web(app, listener.getsockname()[1])
+    serving = asyncio.create_task(web.serve([listener]))
     try:
-        await server.listens.wait()
-        yield listener.getsockname()[1]
+        await web.listens.wait()
+        yield web
     finally:
-        server.should_exit = server.force_exit = True
+        web.should_exit = True
         await serving
