@@ -116,6 +116,7 @@ MCP_SERVER_AGAIN_S = 0.1  # a server that ended is started again, each time late
 MCP_SERVER_AGAIN_S_MAX = 5.0
 MCP_SERVER_FAILURES_MAX = 10  # runs in a row, each shorter than the next; 20 s of waiting
 MCP_SERVER_WELL_S = 60.0  # a run that is this long is no failure
+MCP_STDERR_LINE_BYTES_MAX = 4096  # a longer line is logged in pieces
 MCP_TOOL_PAGES_MAX = 100
 MCP_LIST_EVERY_S = 0.5  # tools that change more often are listed this often
 MCP_LISTEN_AGAIN_S = 5.0  # a server that stopped to tell of changes is asked to again

@@ -33,8 +33,8 @@ async def describe(agent: Agent, transport: Transport) -> dict[str, Any]:
 
     Raises BusError, ServerFailed among them.
     """
-    async with started(transport, Run()) as client:
-        server = Server(transport)  # never called
+    async with started(transport, Run(agent.id)) as client:
+        server = Server(agent.id, transport)  # never called
         await agent.replace(action_of(server, tool) for tool in await tools_of(client))
     return agent.describe()
 
@@ -44,7 +44,7 @@ async def adapt(agent: Agent, transport: Transport) -> None:
 
     Raises BusError: ServerFailed when the server cannot be kept running.
     """
-    server = Server(transport)
+    server = Server(agent.id, transport)
     listed = asyncio.Event()
 
     async def take(tools: list[Tool]) -> None:

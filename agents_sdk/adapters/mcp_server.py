@@ -55,10 +55,11 @@ class ServerFailed(Unavailable):
 class Server:
     """One server, which is there as long as `keep` runs."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, agent: str, transport: Transport) -> None:
+        self._agent = agent
         self._transport = transport
         self._client: Client | None = None
-        self._run = Run()  # the latest
+        self._run = Run(agent)  # the latest
         self._has_run = False
         self._settled = asyncio.Event()  # it runs, or will not run again
 
@@ -78,7 +79,7 @@ class Server:
                 except ServerFailed as error:
                     failures = 1 if loop.time() - begun >= MCP_SERVER_WELL_S else failures + 1
                     wait_s = self._wait_s(failures, error)
-                    logger.warning("%s\nIt is started again in %g s.", error, wait_s)
+                    logger.warning("%s: %s; again in %g s", self._agent, error, wait_s)
                 await asyncio.sleep(wait_s)
         finally:
             self._settled.set()
@@ -102,7 +103,7 @@ class Server:
 
     async def _once(self, take: Take) -> None:
         """Start the server and hold the connection until it ends, which raises ServerFailed."""
-        self._run = run = Run()
+        self._run = run = Run(self._agent)
         async with started(self._transport, run) as client, asyncio.TaskGroup() as tasks:
             await take(await tools_of(client))
             tasks.create_task(_listen(client, run))
@@ -150,7 +151,8 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
         raise ServerFailed.of(transport, run, how) from None
     except Exception as error:
         raise ServerFailed.of(transport, run, transport.why(run, _first(error))) from None
-    logger.info("the MCP server %s speaks %s", transport.name, client.protocol_version)
+    version = client.protocol_version
+    logger.info("%s: the MCP server %s speaks %s", run.agent, transport.name, version)
     leaving = contextlib.AsyncExitStack()
     leaving.push_async_exit(client)
     try:
@@ -204,10 +206,10 @@ async def _listen(client: Client, run: Run) -> None:
         except ListenNotSupportedError:
             return  # an older one tells anyway
         except SubscriptionLost as error:
-            logger.debug("nobody tells of changes to the tools: %s", error)
+            logger.debug("%s: nobody tells of changes to the tools: %s", run.agent, error)
         except MCPError as error:
             if error.code != CONNECTION_CLOSED:
-                logger.warning("the server does not tell of changes to its tools: %s", error)
+                logger.warning("%s: no word of changes to the tools: %s", run.agent, error)
                 return
         await asyncio.sleep(MCP_LISTEN_AGAIN_S)
 

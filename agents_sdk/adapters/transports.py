@@ -1,8 +1,8 @@
 """The two ways to a Model Context Protocol server: a program of our own, or an address.
 
 A program runs as a child and is spoken to over its standard streams; what it writes on stderr goes
-to the log. It sees the environment of this process without what belongs to the bus, and never
-outlives it. An address is spoken to over streamable HTTP.
+to the log, line by line, with the agent's id. It sees the environment of this process without what
+belongs to the bus, and never outlives it. An address is spoken to over streamable HTTP.
 Never: a header's value in a log line, in an error or in the name of a server.
 """
 
@@ -32,7 +32,14 @@ from mcp.shared.message import SessionMessage
 from mcp.types import CONNECTION_CLOSED
 
 from agents_sdk.adapters import bound_child
-from mcp_bus.config import ACTION_S_MAX, LAST_WORDS_LINES, LAST_WORDS_S, MCP_HTTP_S, PREFIX
+from mcp_bus.config import (
+    ACTION_S_MAX,
+    LAST_WORDS_LINES,
+    LAST_WORDS_S,
+    MCP_HTTP_S,
+    MCP_STDERR_LINE_BYTES_MAX,
+    PREFIX,
+)
 from mcp_bus.errors import Refused
 
 logger = logging.getLogger(__name__)
@@ -45,9 +52,10 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Run:
-    """What is known of one run of a server, from its start to its end."""
+    """What is known of one run of the server of an agent, from its start to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
         self.ended = asyncio.Event()
         self.changed = asyncio.Event()  # its tools have
         self.last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
@@ -181,7 +189,7 @@ def header_of(text: str, environ: Mapping[str, str]) -> tuple[str, str]:
 async def _stderr(run: Run) -> AsyncIterator[TextIO]:
     """A file for the server's stderr; each of its lines goes to the log."""
     reading, writing = os.pipe()
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(limit=MCP_STDERR_LINE_BYTES_MAX)
     source, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
     )
@@ -198,14 +206,18 @@ async def _stderr(run: Run) -> AsyncIterator[TextIO]:
 
 
 async def _log_lines(run: Run, reader: asyncio.StreamReader) -> None:
+    """Log each line; one that is too long in pieces."""
     while not reader.at_eof():
         try:
-            line = (await reader.readline()).decode(errors="replace").rstrip()
-        except ValueError:
-            continue  # longer than the reader's limit: left out
-        if line:
-            run.last_words.append(line)
-            logger.info("%s", line)
+            line = await reader.readuntil()
+        except asyncio.IncompleteReadError as error:
+            line = error.partial
+        except asyncio.LimitOverrunError:
+            line = await reader.readexactly(MCP_STDERR_LINE_BYTES_MAX)
+        said = line.decode(errors="replace").rstrip()
+        if said:
+            run.last_words.append(said)
+            logger.info("%s: %s", run.agent, said)
 
 
 def _parameters(command: Sequence[str]) -> StdioServerParameters:

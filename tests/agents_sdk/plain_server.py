@@ -12,7 +12,9 @@ import sys
 from typing import Any
 
 VERSION = "2025-06-18"
-tools = ["pid", "die", "hang", "learn", "forget"]
+tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout"]
+hanging: dict[str, int] = {}  # the id of the call that has no answer yet
+cancelled: set[int] = set()
 NO_INPUTS = {"type": "object", "properties": {}}
 
 
@@ -27,18 +29,27 @@ def answer(message: dict[str, Any]) -> dict[str, Any] | None:
         case "tools/list":
             result = {"tools": [{"name": name, "inputSchema": NO_INPUTS} for name in tools]}
         case "tools/call":
-            result = call(message["params"]["name"])
+            result = call(message["params"]["name"], message["id"])
+        case "notifications/cancelled":
+            cancelled.add(message["params"]["requestId"])
+            return None
         case _:
             error = {"code": -32601, "message": "Method not found"}
             return {"error": error} if "id" in message else None
     return result and {"result": result}
 
 
-def call(name: str) -> dict[str, Any] | None:
+def call(name: str, identity: int) -> dict[str, Any] | None:
     """The result of a tool, or None when it has none yet."""
     match name:
         case "pid":
             return {"content": [{"type": "text", "text": str(os.getpid())}]}
+        case "hang" | "cancelled":
+            hanging[name] = identity
+        case "shout":
+            sys.stderr.write("a" * 10_000 + "\nthe end\n")
+            sys.stderr.flush()
+            return {"content": []}
         case "die":
             sys.stderr.write("my last words\n")
             os._exit(3)
@@ -60,6 +71,8 @@ def main() -> None:
         answered = answer(message)
         if answered:
             say({"id": message["id"]} | answered)
+        if "cancelled" in hanging and hanging.get("hang") in cancelled:
+            say({"id": hanging.pop("cancelled"), "result": {"content": []}})
 
 
 def say(message: dict[str, Any]) -> None:
