@@ -137,20 +137,7 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
 
     Raises ServerFailed when it does not start, or the connection breaks meanwhile.
     """
-
-    async def heard(message: object) -> None:
-        if isinstance(message, ToolListChangedNotification):
-            run.changed.set()
-
-    client = Client(transport.opened(run), cache=None, message_handler=heard)
-    try:
-        async with asyncio.timeout(MCP_SERVER_START_S):
-            await client.__aenter__()
-    except TimeoutError:
-        how = f"did not answer within {MCP_SERVER_START_S:g} s"
-        raise ServerFailed.of(transport, run, how) from None
-    except Exception as error:
-        raise ServerFailed.of(transport, run, transport.why(run, _first(error))) from None
+    client = await _met(transport, run)
     version = client.protocol_version
     logger.info("%s: the MCP server %s speaks %s", run.agent, transport.name, version)
     leaving = contextlib.AsyncExitStack()
@@ -165,6 +152,34 @@ async def started(transport: Transport, run: Run) -> AsyncIterator[Client]:
         broke = f"failed: {str(first) or type(first).__name__}"
         how = "ended" if run.ended.is_set() else broke
         raise ServerFailed.of(transport, run, how) from None
+
+
+async def _met(transport: Transport, run: Run) -> Client:
+    """A client that has shaken hands with the server, in the newest way that this one knows."""
+
+    async def heard(message: object) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            run.changed.set()
+
+    for mode in transport.modes:
+        run.begin()
+        opened = transport.opened(run)
+        client = Client(opened, mode=mode, cache=None, message_handler=heard)
+        try:
+            async with asyncio.timeout(MCP_SERVER_START_S):
+                await client.__aenter__()
+        except TimeoutError:
+            how = f"did not answer within {MCP_SERVER_START_S:g} s"
+            break
+        except Exception as error:
+            how = transport.why(run, _first(error))
+            if not run.ended.is_set():
+                break
+        else:
+            if client.session.initialize_result is not None:
+                transport.modes = transport.modes[-1:]
+            return client
+    raise ServerFailed.of(transport, run, how)
 
 
 async def tools_of(client: Client) -> list[Tool]:

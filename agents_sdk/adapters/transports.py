@@ -56,16 +56,22 @@ class Run:
 
     def __init__(self, agent: str) -> None:
         self.agent = agent
-        self.ended = asyncio.Event()
         self.changed = asyncio.Event()  # its tools have
+        self.ended = asyncio.Event()
         self.last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self.status: int | None = None  # of the last HTTP answer
 
+    def begin(self) -> None:
+        """Forget a start that failed."""
+        self.ended.clear()
+        self.last_words.clear()
+
 
 class Transport(Protocol):
-    """A way to a server; `name` is what it is called in sentences."""
+    """A way to a server."""
 
-    name: str
+    name: str  # what it is called in sentences
+    modes: tuple[str, ...]  # of the SDK, to be tried in turn while the server ends at them
 
     def opened(self, run: Run) -> AbstractAsyncContextManager[Streams]:
         """The streams to the server, which runs as long as they are open."""
@@ -75,9 +81,14 @@ class Transport(Protocol):
 
 
 class Program:
-    """A server that is started as `command`; Refused when there is no such program."""
+    """A server that is started as `command`; Refused when there is no such program.
+
+    Some that know only the old handshake end at the question that comes before it, which others
+    leave without an answer for 10 s. So it may come twice to the first start, and to no later one.
+    """
 
     def __init__(self, command: Sequence[str]) -> None:
+        self.modes: tuple[str, ...] = ("auto", "legacy")
         self.name = f"`{shlex.join(command)}`"
         self._command = command
         if shutil.which(command[0]) is None:
@@ -132,6 +143,7 @@ class Address:
         if "@" in parts.netloc:
             raise Refused("a user or password does not belong into the server's URL: use --header")
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path}"  # a query may hold a key
+        self.modes: tuple[str, ...] = ("auto",)  # another version may answer there tomorrow
         self._url = url
         self._headers = headers
 

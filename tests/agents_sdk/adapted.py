@@ -43,9 +43,9 @@ async def adapted(
                 await adapting
 
 
-def plain() -> Program:
+def plain(*arguments: str) -> Program:
     """The plain server as a program."""
-    return Program(PLAIN)
+    return Program((*PLAIN, *arguments))
 
 
 class PlainApp:

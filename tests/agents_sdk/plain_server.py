@@ -1,7 +1,8 @@
-"""A Model Context Protocol server in plain JSON-RPC, which knows only the handshake of 2025-06-18.
+"""A Model Context Protocol server in plain JSON-RPC, which knows only the handshake.
 
-As a program it speaks over its standard streams; `answer` serves other transports as well. It
-needs nothing but Python, so that it starts in no time.
+As a program it speaks over its standard streams, `plain_server.py [VERSION [strict]]`, and if it is
+strict ends at anything before the handshake; `answer` serves other transports as well. It needs
+nothing but Python, so that it starts in no time.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 import sys
 from typing import Any
 
-VERSION = "2025-06-18"
-tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout"]
+VERSION, *STRICT = sys.argv[1:] if __name__ == "__main__" and sys.argv[1:] else ["2025-06-18"]
+tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout", "files/read.all"]
 hanging: dict[str, int] = {}  # the id of the call that has no answer yet
 cancelled: set[int] = set()
 NO_INPUTS = {"type": "object", "properties": {}}
@@ -44,6 +45,8 @@ def call(name: str, identity: int) -> dict[str, Any] | None:
     match name:
         case "pid":
             return {"content": [{"type": "text", "text": str(os.getpid())}]}
+        case "files/read.all":
+            return {"content": [{"type": "text", "text": " ".join(os.environ)}]}
         case "hang" | "cancelled":
             hanging[name] = identity
         case "shout":
@@ -68,6 +71,8 @@ def call(name: str, identity: int) -> dict[str, Any] | None:
 def main() -> None:
     for line in sys.stdin:
         message = json.loads(line)
+        if STRICT and message["method"] == "server/discover":
+            sys.exit("I expected the handshake")
         answered = answer(message)
         if answered:
             say({"id": message["id"]} | answered)

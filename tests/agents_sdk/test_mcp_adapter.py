@@ -20,7 +20,7 @@ from mcp.server.mcpserver import MCPServer
 from agents_sdk import Agent, BusError, connect
 from agents_sdk.adapters.mcp import describe
 from agents_sdk.adapters.transports import Address, Program, header_of
-from tests.agents_sdk.adapted import adapted
+from tests.agents_sdk.adapted import PLAIN, adapted, plain
 from tests.agents_sdk.web import answering
 from tests.conftest import Nats
 
@@ -33,23 +33,6 @@ OUTPUTS = {
     "properties": {"text": {"type": "string"}, "structured": {"type": ["object", "null"]}},
     "required": ["text", "structured"],
 }
-
-# a server that says what it sees
-ODD = """
-import os
-from mcp.server.mcpserver import MCPServer
-server = MCPServer("odd")
-
-@server.tool(name="files/read.all")
-def read() -> str:
-    return " ".join(sorted(os.environ))
-
-@server.tool()
-def pid() -> str:
-    return str(os.getpid())
-
-server.run()
-"""
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -97,10 +80,9 @@ def empty_repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_tool_is_described() -> None:
+async def test_every_tool_is_described() -> None:
     """With its description and its schema, under the capability that was named."""
-    done = run("--id", "tools", "--capability", "offer", "--describe", "--", *GIT)
-    described = json.loads(done.stdout)
+    described = await describe(Agent("tools", type="mcp", capability="offer"), Program(GIT))
     assert (described["id"], described["type"]) == ("tools", "mcp")
     (capability,) = described["capabilities"]
     assert capability["name"] == "offer"
@@ -111,8 +93,11 @@ def test_every_tool_is_described() -> None:
     assert tool["outputs"] == OUTPUTS
 
 
-async def test_a_tool_answers_with_text_and_structure(bus: Nats) -> None:
-    """And its error is `tool_error` with its words."""
+async def test_a_tool_answers_with_text_and_structure(
+    bus: Nats, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And its error is `tool_error` with its words; the server speaks the newest version."""
+    caplog.set_level("INFO")
     async with adapted(bus, "time", Program(TIME)) as (client, _):
         told = await client.request("time", "get_current_time", {"timezone": "UTC"})
         assert told["structured"]["timezone"] == "UTC"
@@ -121,6 +106,7 @@ async def test_a_tool_answers_with_text_and_structure(bus: Nats) -> None:
             await client.request("time", "get_current_time", {"timezone": "Nowhere/Town"})
         assert wrong.value.code == "tool_error"
         assert "Nowhere/Town" in wrong.value.detail
+    assert " speaks 2026-07-28\n" in caplog.text
 
 
 async def test_a_tool_without_structure_answers_with_text(
@@ -134,30 +120,25 @@ async def test_a_tool_without_structure_answers_with_text(
 
 
 async def test_a_server_sees_its_own_variables_and_not_those_of_the_bus(
-    bus: Nats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a tool whose name is no id has one with `_` for what ids do not have."""
-    (tmp_path / "odd.py").write_text(ODD)
     monkeypatch.setenv("TOOL_TOKEN", "for the tool")
     monkeypatch.setenv("MCP_BUS_TOKEN", "for the bus")
-    async with adapted(bus, "odd", Program((sys.executable, str(tmp_path / "odd.py")))) as (
-        client,
-        _,
-    ):
-        seen = (await client.request("odd", "files_read_all"))["text"].split()
+    async with adapted(bus, "plain", plain()) as (client, _):
+        seen = (await client.request("plain", "files_read_all"))["text"].split()
     assert "TOOL_TOKEN" in seen
     assert not [name for name in seen if name.startswith("MCP_BUS_")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of a killed parent")
-async def test_a_server_dies_with_a_killed_agent(bus: Nats, tmp_path: Path) -> None:
+async def test_a_server_dies_with_a_killed_agent(bus: Nats) -> None:
     """Even with SIGKILL, and even if the server reads its stdin no more."""
-    (tmp_path / "odd.py").write_text(ODD)
     async with (
         connect(bus.agent("client", "developer")) as client,
-        program(bus, "odd", sys.executable, str(tmp_path / "odd.py")) as process,
+        program(bus, "plain", *PLAIN) as process,
     ):
-        pid = int((await client.request("odd", "pid"))["text"])
+        pid = int((await client.request("plain", "pid"))["text"])
         os.kill(pid, signal.SIGSTOP)  # it cannot even notice that its stdin is closed
         watched = os.pidfd_open(pid)
         process.kill()
@@ -207,14 +188,18 @@ async def test_a_server_at_a_url_is_an_agent(bus: Nats) -> None:
 async def test_a_secret_is_taken_from_a_variable_and_never_told() -> None:
     """Neither in the log, at its most talkative, nor in the error."""
     async with answering(sums("open sesame")) as web:
-        arguments = ("--id", "sums", "--describe", "--url", f"http://127.0.0.1:{web.port}/mcp")
+        named = ("--id", "sums", "--type", "web", "--capability", "offer", "--describe")
+        arguments = (*named, "--url", f"http://127.0.0.1:{web.port}/mcp")
         header = ("--header", "x-secret: ${SESAME}")
         talkative = {"MCP_BUS_LOG_LEVEL": "debug"}
         good, wrong = await asyncio.gather(
             asyncio.to_thread(run, *arguments, *header, SESAME="open sesame", **talkative),
             asyncio.to_thread(run, *arguments, *header, SESAME="open onions", **talkative),
         )
-    assert json.loads(good.stdout)["capabilities"][0]["actions"] == ["add"]
+    described = json.loads(good.stdout)
+    (offered,) = described["capabilities"]
+    assert (described["id"], described["type"]) == ("sums", "web")
+    assert (offered["name"], offered["actions"]) == ("offer", ["add"])
     assert wrong.returncode == 1
     assert f"http://127.0.0.1:{web.port}/mcp does not let us speak MCP" in wrong.stderr
     assert "401" in wrong.stderr
