@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import nats as nats_py
 from nats.aio.client import Client
@@ -32,6 +33,19 @@ async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.
         yield client, complaints
     finally:
         await client.close()
+
+
+async def greeted(url: str, token: str) -> str:
+    """What the server says first to a client that brings a token, whatever is in it."""
+    place = urlsplit(url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    try:
+        await reader.readline()  # who the server is
+        options = {"auth_token": token, "protocol": 1, "verbose": False, "pedantic": False}
+        writer.write(f"CONNECT {json.dumps(options)}\r\nPING\r\n".encode())
+        return (await reader.readline()).decode().strip()
+    finally:
+        writer.close()
 
 
 async def stored(bus: Client) -> dict[str, int]:

@@ -16,7 +16,8 @@ from mcp_bus import log, tokens
 from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.messages import Message
 from tests.conftest import KEYS, Nats
-from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, stored
+from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, greeted, open_queue, stored
+from tests.mcp_bus.forger import GIT, NOW, forgeries, signed
 
 FOREIGN_PUBLISHES = (
     # another agent's name, queue, requests in hand, heartbeat, inbox
@@ -172,22 +173,19 @@ async def trace_into_the_log(nats: Nats) -> None:
         assert "mcp.event.b.x" not in await stored(bus)
 
 
-STRANGER = tokens.Keys.of(b"another secret, of thirty-two bytes", None)
 BAD_TOKENS = {
-    "nothing": "",
-    "no token": "let-me-in",
-    "of another bus": tokens.issue(STRANGER, "a", ["agent"], 60, doors=("rest", "nats"), agent="a"),
-    "for REST alone": tokens.issue(KEYS, "a", ["admin"], 60),
+    **forgeries({**GIT, "sub": "a", "agent": "a"}, elsewhere="rest"),
+    "over": signed({**GIT, "exp": NOW - 1}),
+    **{f"as {agent}": signed({**GIT, "agent": agent}) for agent in ("*", ">", "a.b", "", "_clock")},
 }
 
 
 async def bring_a_bad_token(nats: Nats) -> None:
-    """Soon, for good, and without the reason, the client is told no."""
-    for token in BAD_TOKENS.values():
-        async with asyncio.timeout(5):
-            with pytest.raises(Refused) as refused:
-                await log.connect(nats.url, name="a", token=token)
-        assert refused.value.code == "unauthenticated"
+    """Each is refused, and in the same words."""
+    said = await asyncio.gather(*(greeted(nats.url, token) for token in BAD_TOKENS.values()))
+    refused = dict(zip(BAD_TOKENS, said, strict=True))
+    assert refused == dict.fromkeys(BAD_TOKENS, "-ERR 'Authorization Violation'")
+    assert await greeted(nats.url, signed(GIT)) == "PONG"
 
 
 async def forge_an_answer(nats: Nats) -> None:
@@ -236,6 +234,15 @@ async def test_an_attack_can_do_harm(attack: Attack, nats: Nats, weak: None) -> 
     """Against a weak bus: so it is no attack that always misses."""
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
         await attack(nats)
+
+
+async def test_a_client_with_a_bad_token_is_told_soon(nats: Nats) -> None:
+    """For good, and without the reason."""
+    for token in ("", BAD_TOKENS["another key"]):
+        async with asyncio.timeout(5):
+            with pytest.raises(Refused) as refused:
+                await log.connect(nats.url, name="a", token=token)
+        assert refused.value.code == "unauthenticated"
 
 
 async def test_a_role_that_may_listen_hears_everything_stored(nats: Nats) -> None:

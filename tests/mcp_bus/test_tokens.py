@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,23 +24,13 @@ from mcp_bus import tokens
 from mcp_bus.config import TOKEN_BYTES_MAX
 from mcp_bus.errors import Refused, SettingsError
 from mcp_bus.tokens import DOORS, Door, Keys
+from tests.mcp_bus.forger import GIT, GOOD, NOW, SECRET, forgeries, made, signed
 
-SECRET = b"a secret of thirty-two characters"
-KEY = hmac.digest(SECRET, b"mcp-bus token key 1", "sha256")
 KEYS = Keys.of(SECRET, None)
 ED25519 = Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PAIRS = {"EdDSA": ED25519, "RS256": RSA}
-NOW = int(time.time())
-GOOD: dict[str, Any] = {
-    "sub": "ann",
-    "roles": ["developer"],
-    "aud": ["rest"],
-    "iss": "mcp-bus",
-    "iat": NOW,
-    "exp": NOW + 3600,
-}
-GIT = {**GOOD, "sub": "git", "roles": ["agent"], "aud": ["rest", "nats"], "agent": "git"}
+FORGERIES = forgeries(GOOD, elsewhere="nats")
 
 
 def private(key: Any, encryption: KeySerializationEncryption | None = None) -> bytes:
@@ -65,32 +51,6 @@ def keys_of(folder: Path, pem: bytes) -> Keys:
     return Keys.of(SECRET, path)
 
 
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def made(claims: object, sign: Callable[[bytes], bytes], **header: Any) -> str:
-    """A token made by hand, so that it may be as wrong as we like."""
-    head = b64(json.dumps({"alg": "HS256", "typ": "JWT", **header}).encode())
-    text = f"{head}.{b64(json.dumps(claims).encode())}"
-    return f"{text}.{b64(sign(text.encode()))}"
-
-
-def signed(
-    claims: object,
-    key: bytes | None = KEY,
-    *,
-    digest: str = "sha256",
-    **header: Any,
-) -> str:
-    """A hand-made token under an HMAC; without a key unsigned."""
-
-    def sign(text: bytes) -> bytes:
-        return hmac.new(key, text, getattr(hashlib, digest)).digest() if key else b""
-
-    return made(claims, sign, **header)
-
-
 def signed_by(pair: str, claims: object, **header: Any) -> str:
     """A hand-made token under one of the key pairs."""
     sign = {
@@ -107,63 +67,6 @@ def refused(keys: Keys, token: str, door: Door = "rest") -> bool:
     except Refused as error:
         return (error.code, error.detail) == ("unauthenticated", "the token is not one of ours")
     return False
-
-
-def without(name: str) -> dict[str, Any]:
-    return {key: value for key, value in GOOD.items() if key != name}
-
-
-def swapped() -> str:
-    """A good signature under another payload."""
-    head, _, signature = signed(GOOD).split(".")
-    return f"{head}.{b64(json.dumps({**GOOD, 'sub': 'admin'}).encode())}.{signature}"
-
-
-def embedded_key() -> str:
-    """A token that brings the key along by which it wants to be checked."""
-    own = b"a key that the forger brings along"
-    return signed(GOOD, own, jwk={"kty": "oct", "alg": "HS256", "k": b64(own)})
-
-
-FORGERIES: dict[str, str] = {
-    "nothing": "",
-    "words": "let me in",
-    "three empty parts": "..",
-    "not base64": "!.!.!",
-    "not text": "é.ü.ß",
-    "a list of claims": signed([1, 2]),
-    "algorithm none": signed(GOOD, None, alg="none"),
-    "algorithm nOnE": signed(GOOD, None, alg="nOnE"),
-    "none, but signed": signed(GOOD, alg="none"),
-    "HS384": signed(GOOD, digest="sha384", alg="HS384"),
-    "HS512": signed(GOOD, digest="sha512", alg="HS512"),
-    "another key": signed(GOOD, b"another key of thirty-two bytes!!"),
-    "the bus secret itself": signed(GOOD, SECRET),
-    "an empty key": signed(GOOD, b"\0"),
-    "its own key in the header": embedded_key(),
-    "signature cut off": signed(GOOD).rpartition(".")[0] + ".",
-    "signature cut short": signed(GOOD)[:-4],
-    "payload swapped": swapped(),
-    "an unknown critical header": signed(GOOD, crit=["zz"], zz=1),
-    "expiry no number": signed({**GOOD, "exp": "soon"}),
-    "expiry infinite": signed({**GOOD, "exp": float("inf")}),
-    "not yet valid": signed({**GOOD, "nbf": NOW + 86400}),
-    "issued tomorrow": signed({**GOOD, "iat": NOW + 86400}),
-    "for another door": signed({**GOOD, "aud": ["nats"], "agent": "git"}),
-    "audience no text": signed({**GOOD, "aud": [1]}),
-    "of another issuer": signed({**GOOD, "iss": "elsewhere"}),
-    "issuer a list": signed({**GOOD, "iss": ["mcp-bus"]}),
-    "subject a number": signed({**GOOD, "sub": 7}),
-    "subject empty": signed({**GOOD, "sub": ""}),
-    "subject with a newline": signed({**GOOD, "sub": "a\nb"}),
-    "roles a text": signed({**GOOD, "roles": "admin"}),
-    "roles of numbers": signed({**GOOD, "roles": [1]}),
-    "roles null": signed({**GOOD, "roles": None}),
-    "agent a number": signed({**GOOD, "agent": 7}),
-    "agent reserved": signed({**GOOD, "agent": "registry"}),
-    "deeply nested": signed({**GOOD, "x": 1})[:20] + "[" * 3000,
-    **{f"no {name}": signed(without(name)) for name in GOOD},
-}
 
 
 def test_a_token_says_who_and_in_which_roles() -> None:
