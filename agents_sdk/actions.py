@@ -46,6 +46,8 @@ class Action:
     """One action: `run` takes the request's inputs, a JSON object, and returns the outputs.
 
     `inputs` and `outputs` are JSON Schemas. `run` raises ActionError for an error of its own.
+    What is not `idempotent` runs at most once: a request that is handed out again, because the
+    process that had it died or gave it back, is answered `maybe_executed`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Action:
     inputs: dict[str, Any] | None = None
     outputs: dict[str, Any] | None = None
     capability: str | None = None  # None: the agent's own
+    idempotent: bool = True
 
     def __post_init__(self) -> None:
         if not subjects.is_id(self.name):
@@ -69,6 +72,7 @@ class Action:
         *,
         name: str | None = None,
         capability: str | None = None,
+        idempotent: bool = True,
     ) -> Self:
         """The action that calls `function`; a synchronous one runs in a thread.
 
@@ -90,6 +94,7 @@ class Action:
                 inputs=inputs.model_json_schema(),
                 outputs=_outputs_schema(hints.get("return", Any)),
                 capability=capability,
+                idempotent=idempotent,
             )
         except PydanticUserError as error:
             raise Refused(f"action {name}: {error.message.splitlines()[0]}") from None

@@ -91,7 +91,7 @@ class Agent:
 
     @overload
     def action(
-        self, /, *, name: str | None = None, capability: str | None = None
+        self, /, *, name: str | None = None, capability: str | None = None, idempotent: bool = True
     ) -> Callable[[Function], Function]: ...
 
     def action(
@@ -101,11 +101,12 @@ class Agent:
         *,
         name: str | None = None,
         capability: str | None = None,
+        idempotent: bool = True,
     ) -> Function | Callable[[Function], Function]:
-        """Make a function an action; it stays an ordinary function. See Action.of."""
+        """Make a function an action; it stays an ordinary function. See Action and Action.of."""
 
         def add(function: Function) -> Function:
-            self.add(Action.of(function, name=name, capability=capability))
+            self.add(Action.of(function, name=name, capability=capability, idempotent=idempotent))
             return function
 
         return add if function is None else add(function)

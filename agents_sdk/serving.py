@@ -3,7 +3,10 @@
 Promises: an answer is in the log before its request is acknowledged, and its id follows from the
 request, so that an answer published twice is one; what this process has answered it does not run
 again; a request that it cannot finish is given back. A process that dies in between leaves its
-request to another one, so an action may run twice: make it harmless to repeat.
+request to another one. That one cannot look for an answer, because an agent may not read the log:
+it runs the action again, and of two answers the first one stands. An action that must not run
+twice is not `idempotent`, and the other process answers `maybe_executed` in its place, under the
+id of the answer; where the log holds that already, it stores nothing, and the true one stands.
 Never: a traceback, or anything of a payload, outside this process's own log.
 """
 
@@ -92,7 +95,7 @@ class Serving:
         position = delivery.record.position
         answering = self._answering.get(position)
         if answering is None:
-            answering = asyncio.create_task(self._answer(request, delivery.record))
+            answering = asyncio.create_task(self._answer(request, delivery))
             self._answering[position] = answering
         try:
             while not (await asyncio.wait({answering}, timeout=IN_PROGRESS_EVERY_S))[0]:
@@ -106,14 +109,15 @@ class Serving:
             self._answering.pop(position, None)
         _keep(self._answered, position, ANSWERED_KEPT_MAX)
 
-    async def _answer(self, request: Message, record: Record) -> None:
+    async def _answer(self, request: Message, delivery: Delivery) -> None:
+        record = delivery.record
         identity = answer_id(request, record)
         context = Context(self._bus, request, request.metadata.message_id or identity)
         in_hand.set(request)  # this task's own, as the next one
         current.set(context)
         self._faults.reached("agent.taken")
         where = f"position {record.position}, correlation {request.metadata.correlation_id}"
-        payload = await self._payload(request, context, where)
+        payload = await self._payload(request, context, delivery.attempt > 1, where)
         answer = self._message(request, identity, payload)
         while True:
             try:
@@ -125,10 +129,12 @@ class Serving:
                 logger.error("the answer to %s is refused for good: %s", where, error)
                 return
 
-    async def _payload(self, request: Message, context: Context, where: str) -> dict[str, Any]:
+    async def _payload(
+        self, request: Message, context: Context, again: bool, where: str
+    ) -> dict[str, Any]:
         """What is answered: outputs, or the error that came instead."""
         try:
-            return {"outputs": await self._act(request, context)}
+            return {"outputs": await self._act(request, context, again)}
         except BusError as error:
             logger.info("answered %s with %s: %s", where, error.code, error)
             return error_payload(error)
@@ -143,8 +149,10 @@ class Serving:
             said = f"{type(error).__name__}: {error}"
             return error_payload(ActionError("action_failed", said))
 
-    async def _act(self, request: Message, context: Context) -> dict[str, Any]:
+    async def _act(self, request: Message, context: Context, again: bool) -> dict[str, Any]:
         action, inputs = self._asked(request)
+        if again and not action.idempotent:
+            raise _maybe_executed(action.name)
         key = (request.source, context.message_id)
         if key in self._cancelled:
             raise _cancelled(action.name)
@@ -221,6 +229,11 @@ def answer_id(request: Message, record: Record) -> str:
 
 def _too_late(action: str) -> Unavailable:
     return Unavailable(f"{action}: the request's deadline has passed", code="deadline_exceeded")
+
+
+def _maybe_executed(action: str) -> BusError:
+    said = f"{action}: handed out before to a process that did not answer, and not run again"
+    return BusError(said, code="maybe_executed")
 
 
 def _cancelled(action: str) -> BusError:

@@ -67,6 +67,7 @@ CODES: dict[str, tuple[int, str]] = {
     "server_ended": (503, "The tool's server ended"),
     "answer_timeout": (504, "Nobody answered in time"),
     "deadline_exceeded": (504, "The request's deadline has passed"),
+    "maybe_executed": (502, "It may have been executed, and is not run again"),
     "cancelled": (409, "The asker cancelled the request"),
     # the bus itself
     "settings": (500, "The settings are wrong"),

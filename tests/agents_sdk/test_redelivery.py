@@ -1,0 +1,133 @@
+"""A request that is handed out again: run again, or never twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from agents_sdk import Agent, Bus, BusError, connect, serving
+from agents_sdk.serving import answer_id
+from mcp_bus import log
+from mcp_bus.log import Delivery
+from mcp_bus.messages import Message, parse
+from tests.conftest import Nats
+
+
+def payer(bus: Nats, paid: list[int]) -> Agent:
+    """An agent that must not pay twice, and may count twice."""
+    agent = Agent("payer", url=bus.agent("payer"))
+
+    @agent.action(idempotent=False)
+    async def pay(amount: int) -> int:
+        paid.append(amount)
+        return amount
+
+    @agent.action
+    async def count(amount: int) -> int:
+        paid.append(amount)
+        return amount
+
+    return agent
+
+
+@contextlib.asynccontextmanager
+async def taken(bus: Nats, client: Bus, action: str) -> AsyncIterator[Any]:
+    """A request that a process of the payer took, and the task that waits for its answer.
+
+    The process gives it back when the block ends, as one that died would.
+    """
+    async with payer(bus, []):
+        pass  # it is registered, and has its queue
+    process = await log.connect(bus.agent("payer"), name="payer")
+    try:
+        async with process.deliver("payer", 1) as queue:
+            asking = asyncio.create_task(client.request("payer", action, {"amount": 7}))
+            delivery = await anext(queue)
+            yield asking, process, delivery
+            await delivery.retry()
+            await process.client.flush()
+    finally:
+        await process.close()
+
+
+async def publish_answer(process: log.Log, delivery: Delivery) -> None:
+    """What a process did that died between its answer and its acknowledgement."""
+    request = parse(delivery.record.data, delivery.record.subject)
+    identity = answer_id(request, delivery.record)
+    payload = {"outputs": {"result": 7}}
+    await process.publish(Message.answer(request, "payer", payload, message_id=identity))
+
+
+async def test_an_action_that_is_not_idempotent_runs_once(bus: Nats) -> None:
+    """Its first delivery, like any other action."""
+    paid: list[int] = []
+    async with payer(bus, paid), connect(bus.agent("client", "developer")) as client:
+        assert await client.request("payer", "pay", {"amount": 3}) == {"result": 3}
+    assert paid == [3]
+
+
+async def test_it_is_not_run_again(bus: Nats) -> None:
+    """The request of a process that did not answer is answered `maybe_executed`."""
+    paid: list[int] = []
+    async with connect(bus.agent("client", "developer")) as client:
+        async with taken(bus, client, "pay") as (asking, _, _):
+            pass
+        async with payer(bus, paid):
+            with pytest.raises(BusError) as unknown:
+                await asking
+    assert (unknown.value.code, unknown.value.retryable) == ("maybe_executed", False)
+    assert paid == []
+
+
+async def test_an_idempotent_action_is_run_again(bus: Nats) -> None:
+    """By default: the asker gets its answer."""
+    paid: list[int] = []
+    async with connect(bus.agent("client", "developer")) as client:
+        async with taken(bus, client, "count") as (asking, _, _):
+            pass
+        async with payer(bus, paid):
+            assert await asking == {"result": 7}
+    assert paid == [7]
+
+
+async def test_an_answer_that_is_in_the_log_stands(
+    bus: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`maybe_executed` has its id, and is not stored beside it."""
+    paid: list[int] = []
+    refused = asyncio.Event()
+    monkeypatch.setattr(serving, "_maybe_executed", _then(serving._maybe_executed, refused))
+    async with connect(bus.agent("client", "developer")) as client:
+        async with taken(bus, client, "pay") as (asking, process, delivery):
+            await publish_answer(process, delivery)
+            assert await asking == {"result": 7}
+        async with payer(bus, paid):
+            await refused.wait()
+    assert await answers(bus) == [{"outputs": {"result": 7}}]
+    assert paid == []
+
+
+def _then(made: Callable[[str], BusError], done: asyncio.Event) -> Callable[[str], BusError]:
+    """`made`, and then `done` is set."""
+
+    def both(action: str) -> BusError:
+        done.set()
+        return made(action)
+
+    return both
+
+
+async def answers(bus: Nats) -> list[Any]:
+    """What the payer answered, as the log holds it."""
+    services = await log.connect(bus.services, name="test")
+    found: list[Any] = []
+    after = 0
+    while (record := await services.next("mcp.response.payer.client.*", after)) is not None:
+        found.append(parse(record.data, record.subject).payload)
+        after = record.position
+    await services.close()
+    return found
