@@ -27,7 +27,7 @@ from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
 from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
 from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
-from mcp_bus.messages import Kind, Message, now_ms, parse
+from mcp_bus.messages import Kind, Message, dumps, loads, now_ms, parse
 
 in_hand: ContextVar[Message | None] = ContextVar("in_hand", default=None)
 """The request whose action is running here; what the action sends follows from it."""
@@ -165,6 +165,26 @@ class Bus:
             )
         outputs: dict[str, Any] = found["outputs"]
         return outputs
+
+    async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The agents that fit, by id, each with `live`; `wanted` are the parameters of
+        `GET /agents/discover`. Raises BusError: what is wrong with them, or that nobody answers.
+        """
+        found: list[dict[str, Any]] = []
+        after: str | None = None
+        while True:
+            page = await self._query("discover", {"live": True, **wanted, "after": after})
+            found += page["agents"]
+            after = page["next"]
+            if after is None:
+                return found
+
+    async def _query(self, name: str, params: dict[str, Any]) -> Any:
+        data = dumps({"query": name, "params": params})
+        answer = loads(await self.log.question(subjects.query_of(self.id), data))
+        if "error" in answer:
+            raise BusError.from_json(answer["error"])
+        return answer["outputs"]
 
     async def publish(
         self, target: str, payload: dict[str, Any], *, correlation_id: str | None = None

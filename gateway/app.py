@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from gateway import door
+from gateway import bus_queries, door
 from gateway.call import Gateway
 from gateway.errors import problems
 from gateway.read_models import ReadModels
@@ -71,7 +71,7 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
         await log.listen(heartbeat_of("*"), beat),
     ]
     try:
-        yield Gateway(
+        gateway = Gateway(
             keys=keys,
             log=log,
             asker=asker,
@@ -82,6 +82,8 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
             faults=runtime.faults,
             stopping=asyncio.Event(),
         )
+        listening.append(await bus_queries.serve(gateway))
+        yield gateway
     finally:
         for each in listening:
             await each.stop()

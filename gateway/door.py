@@ -46,7 +46,7 @@ def opened(route: Route, gateway: Gateway) -> HttpHandler:
             principal = _authenticated(request, gateway.keys)
             request[SUBJECT] = principal.subject
             principal.require(route.permission)  # for which agent, its decider checks
-        path = _path(request.match_info)
+        path = path_of(request.match_info)
         query = _query(request, route.query)
         body = await _json(request) if route.body else None
         call = Call(
@@ -113,7 +113,8 @@ def _expected(request: web.Request) -> int | None:
     return int(given.strip('"'))
 
 
-def _path(given: Mapping[str, str]) -> dict[str, str]:
+def path_of(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a path, each checked."""
     findings = []
     for name, value in given.items():
         try:
@@ -129,8 +130,13 @@ def _query(request: web.Request, model: type[BaseModel]) -> BaseModel:
     twice = sorted({name for name in request.query if len(request.query.getall(name)) > 1})
     if twice:
         raise _shapeless([Finding(_at(name), "bad_value", "given twice") for name in twice])
+    return query_of(dict(request.query), model)
+
+
+def query_of(given: dict[str, str], model: type[BaseModel]) -> BaseModel:
+    """Query parameters as their route's model."""
     try:
-        return model.model_validate(dict(request.query))
+        return model.model_validate(given)
     except ValidationError as error:
         raise _shapeless(findings_of(error, "/query")) from None
 

@@ -75,6 +75,7 @@ CODES: dict[str, tuple[int, str]] = {
     "log_unavailable": (503, "The log does not answer"),
     "outcome_unknown": (503, "It is not known whether the message was stored"),
     "log_went_back": (503, "The log lost history"),
+    "busy": (503, "Too much is asked at once"),
     "store_unavailable": (503, "The event store does not answer"),
     "internal": (500, "The bus made a mistake"),
 }

@@ -111,6 +111,11 @@ def epoch_of(decider: str) -> str:
     return f"mcp.event.{decider}.{EPOCH}"
 
 
+def query_of(agent: str) -> str:
+    """Where an agent asks the read models; answered by a gateway, never stored."""
+    return f"bus.query.{agent}"
+
+
 def heartbeat_of(agent: str) -> str:
     """Core NATS subject of an agent's heartbeats; never stored."""
     return f"hb.{agent}"

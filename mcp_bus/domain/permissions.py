@@ -20,6 +20,7 @@ def publishes(agent: str) -> list[str]:
         f"$JS.API.CONSUMER.MSG.NEXT.{queue}",
         f"$JS.ACK.{queue}.>",
         subjects.heartbeat_of(agent),
+        subjects.query_of(agent),
     ]
 
 

@@ -133,6 +133,13 @@ class Log:
         async with asyncio.timeout(config.LOG_REQUEST_S):
             return await self.client.request(subject, data, timeout=None)  # type: ignore[arg-type]
 
+    async def question(self, subject: str, data: bytes) -> bytes:
+        """The reply of one who serves a subject; Unavailable when nobody answers."""
+        try:
+            return (await self.ask(subject, data)).data
+        except (TimeoutError, NatsError, OSError) as error:
+            raise Unavailable(f"nobody answers {subject}: {error!r}") from None
+
     async def info(self) -> LogInfo:
         """First and last position, identity and settings of the stream."""
         found = await self.api(f"STREAM.INFO.{subjects.STREAM}")

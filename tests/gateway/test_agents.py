@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -245,3 +246,36 @@ async def status(bus: Rest, fact: str) -> None:
                 shown = await bus.call("GET", "/agents/echo")
                 if shown.headers.get("Etag") == f'"{facts[-1]["position"]}"':
                     return
+
+
+async def test_agents_ask_over_their_own_connection(bus: Rest, nats: Nats) -> None:
+    """The same answers as over REST, with the rights of an agent, in as many pages as it takes."""
+    for number in range(3):
+        await bus.call("POST", "/agents/register", {**GIT, "id": f"git-{number}"})
+    async with connect(nats.agent("asker"), id="asker") as asker:
+        found = await asker.discover(capability="history", limit=2)
+        assert [agent["id"] for agent in found] == ["git-0", "git-1", "git-2"]
+        assert found[0]["live"]["health"] == "gone"
+        assert await asker.discover(action="now") == []
+        with pytest.raises(BusError) as refused:
+            await asker.discover(colour="red")
+        assert (refused.value.code, refused.value.findings[0].pointer) == (
+            "bad_value",
+            "/query/colour",
+        )
+
+        async def ask(data: bytes) -> Any:
+            return json.loads(await asker.log.question("bus.query.asker", data))
+
+        shown = await ask(b'{"query": "agent", "params": {"id": "git-1"}}')
+        assert shown["outputs"]["id"] == "git-1"
+        for question, code in (
+            (b'{"query": "agent", "params": {"id": "nobody"}}', "unknown_agent"),
+            (b'{"query": "agent"}', "bad_id"),
+            (b'{"query": "revoke", "params": {"id": "git-1"}}', "unknown_action"),
+            (b'{"query": "discover", "params": []}', "wrong_type"),
+            (b'{"query": ["discover"]}', "unknown_action"),
+            (b"[]", "unknown_action"),
+            (b"{", "malformed_json"),
+        ):
+            assert (await ask(question))["error"]["code"] == code, question

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from mcp_bus import log, tokens
@@ -27,6 +28,7 @@ FOREIGN_PUBLISHES = (
     "$JS.API.CONSUMER.MSG.NEXT.MCP.agent-b",
     "$JS.ACK.MCP.agent-b.1.1.1.1.1",
     "hb.b",
+    "bus.query.b",
     "_INBOX_b.x",
     # every name at once: a wildcard is a token like any other when it is published to
     "mcp.event.*.x",
@@ -64,6 +66,7 @@ FOREIGN_LISTENS = (
     "_INBOX.>",
     "hb.*",
     "bus.status.*",
+    "bus.query.*",
     "$JS.>",
     "$SYS.>",
     "$SYS.REQ.USER.AUTH",
@@ -135,6 +138,11 @@ async def forge_a_reply(nats: Nats) -> None:
     ):
         await open_queue(bus, "a")
         republished = await bus.subscribe("out.>")
+
+        async def answer(msg: Msg) -> None:
+            await msg.respond(b"an answer")
+
+        await bus.subscribe("bus.query.*", cb=answer)
         await bus.flush()
         forged = (
             "mcp.event.workflows.x",
@@ -146,6 +154,7 @@ async def forge_a_reply(nats: Nats) -> None:
         for reply in forged:
             await a.publish("mcp.request.a.a", b"x", reply=reply)
             await a.publish("$JS.API.CONSUMER.MSG.NEXT.MCP.agent-a", b"", reply=reply)
+            await a.publish("bus.query.a", b"?", reply=reply)
         await a.flush()
         ack = await a.jetstream().publish("mcp.request.a.a", b"last")
         assert ack.seq == len(forged) + 1
