@@ -19,6 +19,7 @@ from typing import Any
 from mcp import Client, MCPError
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool, ToolListChangedNotification
+from pydantic import ValidationError
 
 from agents_sdk.actions import ActionError
 from agents_sdk.adapters.transports import Run, Transport
@@ -100,6 +101,9 @@ class Server:
             if error.code == CONNECTION_CLOSED or run.ended.is_set():
                 raise self._gone(tool) from None
             raise ActionError("tool_error", error.message) from None
+        except (RuntimeError, ValidationError) as error:  # the SDK checks what tools answer
+            said = str(error).partition("\n")[0]
+            raise ActionError("tool_error", f"{tool} did not answer as it must: {said}") from None
 
     async def _once(self, take: Take) -> None:
         """Start the server and hold the connection until it ends, which raises ServerFailed."""

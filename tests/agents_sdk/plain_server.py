@@ -13,10 +13,11 @@ import sys
 from typing import Any
 
 VERSION, *STRICT = sys.argv[1:] if __name__ == "__main__" and sys.argv[1:] else ["2025-06-18"]
-tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout", "files/read.all"]
+tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout", "lie", "babble", "a/b.c"]
 hanging: dict[str, int] = {}  # the id of the call that has no answer yet
 cancelled: set[int] = set()
 NO_INPUTS = {"type": "object", "properties": {}}
+OUTPUTS = {"type": "object", "properties": {"n": {"type": "integer"}}}
 
 
 def answer(message: dict[str, Any]) -> dict[str, Any] | None:
@@ -28,7 +29,7 @@ def answer(message: dict[str, Any]) -> dict[str, Any] | None:
             capabilities = {"tools": {"listChanged": True}}
             result = {"protocolVersion": VERSION, "capabilities": capabilities, "serverInfo": about}
         case "tools/list":
-            result = {"tools": [{"name": name, "inputSchema": NO_INPUTS} for name in tools]}
+            result = {"tools": [described(name) for name in tools]}
         case "tools/call":
             result = call(message["params"]["name"], message["id"])
         case "notifications/cancelled":
@@ -40,15 +41,25 @@ def answer(message: dict[str, Any]) -> dict[str, Any] | None:
     return result and {"result": result}
 
 
+def described(name: str) -> dict[str, Any]:
+    """A tool as it is listed."""
+    outputs = {"outputSchema": OUTPUTS} if name == "lie" else {}
+    return {"name": name, "inputSchema": NO_INPUTS} | outputs
+
+
 def call(name: str, identity: int) -> dict[str, Any] | None:
     """The result of a tool, or None when it has none yet."""
     match name:
         case "pid":
             return {"content": [{"type": "text", "text": str(os.getpid())}]}
-        case "files/read.all":
+        case "a/b.c":
             return {"content": [{"type": "text", "text": " ".join(os.environ)}]}
         case "hang" | "cancelled":
             hanging[name] = identity
+        case "lie":
+            return {"content": [], "structuredContent": {"n": "three"}}
+        case "babble":
+            return {"content": 3}
         case "shout":
             sys.stderr.write("a" * 10_000 + "\nthe end\n")
             sys.stderr.flush()

@@ -126,7 +126,7 @@ async def test_a_server_sees_its_own_variables_and_not_those_of_the_bus(
     monkeypatch.setenv("TOOL_TOKEN", "for the tool")
     monkeypatch.setenv("MCP_BUS_TOKEN", "for the bus")
     async with adapted(bus, "plain", plain()) as (client, _):
-        seen = (await client.request("plain", "files_read_all"))["text"].split()
+        seen = (await client.request("plain", "a_b_c"))["text"].split()
     assert "TOOL_TOKEN" in seen
     assert not [name for name in seen if name.startswith("MCP_BUS_")]
 

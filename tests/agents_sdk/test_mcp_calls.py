@@ -1,5 +1,4 @@
-"""What an MCP server hears and says while a tool runs: it is told of a cancellation, and its
-stderr is logged."""
+"""What passes between an MCP server and its agent while a tool runs."""
 
 from __future__ import annotations
 
@@ -58,3 +57,14 @@ async def test_stderr_is_logged_by_lines(bus: Nats, caplog: pytest.LogCaptureFix
         await client.request("plain", "shout")
     said = [m.removeprefix("plain: ") for m in caplog.messages if m.startswith("plain: ")]
     assert said[-4:] == ["a" * 4096, "a" * 4096, "a" * (10_000 - 2 * 4096), "the end"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"), [("lie", "Invalid structured content"), ("babble", "validation error")]
+)
+async def test_a_wrong_result_is_an_error_of_the_tool(bus: Nats, tool: str, said: str) -> None:
+    """One that is not of its own schema, and one that is not of the protocol."""
+    async with adapted(bus, "plain", plain()) as (client, _):
+        with pytest.raises(BusError, match=f"{tool} did not answer as it must: .*{said}") as wrong:
+            await client.request("plain", tool)
+    assert wrong.value.code == "tool_error"

@@ -89,6 +89,19 @@ async def test_a_server_that_is_started_again_may_have_other_tools(bus: Nats) ->
         assert "learnt" not in actions(await anext(facts))
 
 
+async def test_tools_that_cannot_be_actions_end_the_agent(bus: Nats) -> None:
+    """Nobody could say which of two is asked: it does not stay with what it had."""
+    async with (
+        adapted(bus, "school", plain()) as (client, adapting),
+        client.subscribe("registry", "school") as facts,
+    ):
+        await client.request("school", "learn")
+        assert "learnt" in actions(await anext(facts))
+        await client.request("school", "learn")
+        with pytest.raises(BusError, match="school has two actions 'learnt'"):
+            await adapting
+
+
 async def test_a_change_that_nobody_heard_is_found(
     bus: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
