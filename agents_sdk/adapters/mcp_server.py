@@ -131,7 +131,8 @@ class Server:
         return min(MCP_SERVER_AGAIN_S * 2.0 ** (failures - 1), MCP_SERVER_AGAIN_S_MAX)
 
     def _gone(self, tool: str) -> ActionError:
-        said = f"the MCP server {self._transport.name} ended, and {tool} with it"
+        # the answer stays in the log for ever, and the server's command line may hold a key
+        said = f"the MCP server of {self._agent} ended, and {tool} with it"
         return ActionError("server_ended", said, retryable=True)
 
 

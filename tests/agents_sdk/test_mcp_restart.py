@@ -19,6 +19,7 @@ async def lost(client: Bus, action: str) -> None:
     with pytest.raises(BusError) as ended:
         await client.request("plain", action)
     assert (ended.value.code, ended.value.retryable) == ("server_ended", True)
+    assert ended.value.detail == f"the MCP server of plain ended, and {action} with it"
 
 
 async def test_a_server_that_ended_is_started_again(bus: Nats) -> None:
