@@ -1,6 +1,6 @@
 """A deliberately weak bus, on which an attack must do harm.
 
-weak      every token is good and opens everything, and the stream has no bounds
+weak      every token is good and opens everything, ids can be guessed, the stream has no bounds
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 
 from mcp_bus import config, log, tokens
 from mcp_bus.domain import permissions
+from mcp_bus.domain.decider import Fold
 from mcp_bus.domain.roles import Principal
 from mcp_bus.log.stream import stream_config
 from tests.conftest import Nats
@@ -24,6 +25,7 @@ async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")
     monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
     monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
+    monkeypatch.setattr(Fold, "_mac", lambda *_: "0" * 32)
     services = await log.connect(nats.services, name="test")
     boundless = {"max_msg_size": -1, "allow_atomic": True}
     await services.api("STREAM.UPDATE.MCP", stream_config(config.load({})) | boundless)

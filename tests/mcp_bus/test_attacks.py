@@ -5,18 +5,28 @@ As in test_accounts.py: each attack asserts that it did no harm, and must do it 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
-from mcp_bus import log
+from agents_sdk.serving import answer_id
+from mcp_bus import config, log
 from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX
-from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE
-from mcp_bus.messages import Message, dumps
-from tests.conftest import Nats
-from tests.mcp_bus.attacker import Attack, connected, stored
+from mcp_bus.domain.agents import REGISTRY
+from mcp_bus.domain.decider import Fold
+from mcp_bus.log import Record
+from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, MESSAGE_ID
+from mcp_bus.messages import Message, dumps, parse
+from mcp_bus.services import registry, workflows
+from mcp_bus.subjects import DECIDERS, epoch_of
+from tests.conftest import SECRET, Nats
+from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, stored
+from tests.mcp_bus.history import agent, step, workflow
+from tests.services import running
 
 
 async def refusal(client: Client, data: bytes, headers: dict[str, str] | None = None) -> int:
@@ -44,7 +54,153 @@ async def hold_a_batch(nats: Nats) -> None:
         assert await refusal(a, b"x", {BATCH_ID: "mine", BATCH_SEQUENCE: "1"}) == 10174
 
 
-ATTACKS = (publish_too_much, hold_a_batch)
+async def acknowledge_for_another(nats: Nats) -> None:
+    """With the very subject under which the request was given to the other."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, _complaints),
+        connected(nats.agent("b"), "b") as (b, _complaints_b),
+    ):
+        await open_queue(bus, "b")
+        await a.jetstream().publish("mcp.request.a.b", b"work")
+        queue = await b.jetstream().pull_subscribe_bind("agent-b", "MCP")
+        (taken,) = await queue.fetch(1, timeout=PATIENCE_S)
+        for word in (b"+ACK", b"+TERM"):
+            await a.publish(taken.reply, word)
+        await a.flush()
+        await taken.nak()
+        (again,) = await queue.fetch(1, timeout=PATIENCE_S)
+        assert again.data == b"work"
+
+
+async def publish_to_wildcards(nats: Nats) -> None:
+    """A wildcard that is published to is stored; no queue and no listener takes it for its own."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, _complaints),
+        connected(nats.agent("b"), "b") as (b, _complaints_b),
+    ):
+        await open_queue(bus, "b")
+        told = [await b.subscribe(s) for s in ("out.event.*.b", "out.response.*.b.*")]
+        await b.flush()
+        for source, target in (("a", "*"), ("a", ">"), ("*", "b"), ("*", "*"), (">", "b")):
+            await a.publish(f"mcp.request.{source}.{target}", b"forged")
+            await a.publish(f"mcp.event.{source}.{target}", b"forged")
+            await a.publish(f"mcp.response.{source}.{target}.*", b"forged")
+        for subject in ("mcp.request.a.b", "mcp.event.a.b", "mcp.response.a.b.i1"):
+            await a.jetstream().publish(subject, b"last")
+        queue = await b.jetstream().pull_subscribe_bind("agent-b", "MCP")
+        (taken,) = await queue.fetch(1, timeout=PATIENCE_S)
+        heard = [taken, *[await one.next_msg(PATIENCE_S) for one in told]]
+        assert [msg.data for msg in heard] == [b"last"] * 3
+
+
+async def guess_the_id_of_an_answer(nats: Nats) -> None:
+    """What is published under the id of another's message keeps that message out of the log."""
+    me = await log.connect(nats.agent("me"), name="me")
+    b = await log.connect(nats.agent("b"), name="b")
+    async with connected(nats.agent("a"), "a") as (a, _complaints):
+        overheard = await a.subscribe("mcp.request.*.b")
+        await a.flush()
+        request = Message.build("request", "me", "b", {})
+        await me.publish(request)
+        await a.flush()
+        guess = Message.build("request", "me", "b", {}).encode()
+        known = (await overheard.next_msg()).data if overheard.pending_msgs else guess
+        guessed = parse(known, request.subject)
+        await a.jetstream().publish(
+            "mcp.event.a.b", b"first", headers={MESSAGE_ID: answer_id(guessed, at(guessed))}
+        )
+        answer = Message.answer(request, "b", {}, message_id=answer_id(request, at(request)))
+        assert not (await b.publish(answer)).duplicate
+    await me.close()
+    await b.close()
+
+
+def at(message: Message) -> Record:
+    """A message as the log delivers it; its position is in no answer's id."""
+    return Record(1, 0, message.subject, message.encode(), {})
+
+
+async def guess_the_id_of_an_output(nats: Nats) -> None:
+    """All but the secret is known to everybody: who decides, at which position, how much."""
+    async with deciding(nats), connected(nats.agent("a"), "a") as (a, _complaints):
+        answers = await a.subscribe("out.response.registry.a.i")
+        register = command("a", "registry", "register", agent("a"))
+        await a.jetstream().publish(register.subject, register.encode())
+        answer = await answers.next_msg(PATIENCE_S)
+        position = int((answer.headers or {})["Nats-Sequence"]) + 2  # behind what stands here first
+        fold = Fold(REGISTRY, b"a guess of thirty-two characters", "")
+        headers = {MESSAGE_ID: fold.output_id(position, 1, 1)}
+        await a.jetstream().publish("mcp.event.a.b", b"first", headers=headers)
+        again = await a.jetstream().publish(register.subject, register.encode())
+        assert again.seq == position
+        await answers.next_msg(PATIENCE_S)
+
+
+async def command_without_the_right(nats: Nats) -> None:
+    """In one's own name, whatever one claims to be, and in the name of who is believed."""
+    async with (
+        deciding(nats),
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a"), "a") as (a, _complaints),
+    ):
+        known = command("b", "registry", "register", agent("b", "x"))
+        answers = await bus.subscribe("out.response.*.*.i")
+        await bus.publish(known.subject, known.encode())
+        await answers.next_msg(PATIENCE_S)
+        for wanted in NOT_FOR_AGENTS:
+            forged, own = command("gateway", *wanted), command("a", *wanted)
+            await a.publish(forged.subject, forged.encode())
+            await a.jetstream().publish(own.subject, own.encode())
+            answer = parse((await answers.next_msg(PATIENCE_S)).data)
+            assert answer.target == "a"
+            assert answer.payload["error"]["code"] == "forbidden"
+        said = {name for name in await stored(bus) if not name.endswith(".a")}
+        assert said == {
+            *("mcp.request.b.registry", "mcp.event.registry.b", "mcp.response.registry.b.i"),
+            *(f"mcp.request.a.{decider}" for decider in DECIDERS),
+            *(f"mcp.response.{decider}.a.i" for decider in DECIDERS),
+            *(epoch_of(decider) for decider in DECIDERS),
+        }
+
+
+NOT_FOR_AGENTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("registry", "register", agent("b", "y")),
+    ("registry", "set_capabilities", {"id": "b", "capabilities": []}),
+    ("registry", "revoke", {"id": "b"}),
+    ("registry", "revoke", {"id": "a"}),
+    ("workflows", "define", workflow(step("s", agentId="b", action="x"))),
+)
+
+
+def command(source: str, decider: str, action: str, inputs: dict[str, Any]) -> Message:
+    """A command whose sender says that it is an admin."""
+    admin = {"subject": "admin", "roles": ["admin"]}
+    payload = {"action": action, "inputs": inputs}
+    return Message.build("request", source, decider, payload, reply_to="i", principal=admin)
+
+
+@contextlib.asynccontextmanager
+async def deciding(nats: Nats) -> AsyncIterator[None]:
+    """A registry and a workflow engine."""
+    settings = config.load({}, nats=nats.services, secret=SECRET)
+    async with (
+        running(settings, "registry", registry.run),
+        running(settings, "workflow-engine", workflows.run),
+    ):
+        yield
+
+
+ATTACKS = (
+    publish_too_much,
+    hold_a_batch,
+    acknowledge_for_another,
+    publish_to_wildcards,
+    guess_the_id_of_an_answer,
+    guess_the_id_of_an_output,
+    command_without_the_right,
+)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
