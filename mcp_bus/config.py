@@ -111,6 +111,7 @@ ANSWERED_KEPT_MAX = 4096  # requests that an agent knows to have answered
 CANCELS_KEPT_MAX = 4096  # that an agent knows, also of requests that it has not taken yet
 CANCEL_TOLD_S_MAX = 2.0  # that a closing client gives its last Cancels
 SUBSCRIPTION_MESSAGES_MAX = 10_000  # that a listener may be behind
+SUBSCRIPTIONS_MAX = 1000  # of one connection; the server holds to it (nats.conf)
 MCP_SERVER_START_S = 30.0
 MCP_SERVER_AGAIN_S = 0.1  # a server that ended is started again, each time later
 MCP_SERVER_AGAIN_S_MAX = 5.0

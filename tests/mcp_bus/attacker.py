@@ -35,17 +35,24 @@ async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.
         await client.close()
 
 
-async def greeted(url: str, token: str) -> str:
-    """What the server says first to a client that brings a token, whatever is in it."""
+@contextlib.asynccontextmanager
+async def spoken(url: str, token: str, words: str = "") -> AsyncIterator[asyncio.StreamReader]:
+    """What the server answers to a client that says whatever it likes, and then PING."""
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     try:
         await reader.readline()  # who the server is
         options = {"auth_token": token, "protocol": 1, "verbose": False, "pedantic": False}
-        writer.write(f"CONNECT {json.dumps(options)}\r\nPING\r\n".encode())
-        return (await reader.readline()).decode().strip()
+        writer.write(f"CONNECT {json.dumps(options)}\r\n{words}PING\r\n".encode())
+        yield reader
     finally:
         writer.close()
+
+
+async def greeted(url: str, token: str) -> str:
+    """The first that is said to a client that brings a token."""
+    async with spoken(url, token) as answers:
+        return (await answers.readline()).decode().strip()
 
 
 async def stored(bus: Client) -> dict[str, int]:

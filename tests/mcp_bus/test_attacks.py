@@ -5,6 +5,7 @@ As in test_accounts.py: each attack asserts that it did no harm, and must do it 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from nats.aio.client import Client
 
 from agents_sdk.serving import answer_id
 from mcp_bus import config, log
-from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, SUBSCRIPTIONS_MAX
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.decider import Fold
 from mcp_bus.log import Record
@@ -24,7 +25,8 @@ from mcp_bus.messages import Message, dumps, parse
 from mcp_bus.services import registry, workflows
 from mcp_bus.subjects import DECIDERS, epoch_of
 from tests.conftest import SECRET, Nats
-from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, stored
+from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, spoken, stored
+from tests.mcp_bus.forger import GIT, signed
 from tests.mcp_bus.history import agent, step, workflow
 from tests.services import running
 
@@ -214,6 +216,23 @@ async def test_an_attack_can_do_harm(attack: Attack, nats: Nats, weak: None) -> 
     """Against a weak bus: so it is no attack that always misses."""
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
         await attack(nats)
+
+
+async def test_a_client_has_so_many_subscriptions(nats: Nats) -> None:
+    """The others are refused, each with a word; that they are not there the server itself says."""
+    words = "".join(f"SUB _INBOX_git.{number} {number}\r\n" for number in range(10_000))
+    async with (
+        spoken(nats.url, signed(GIT), words) as answers,
+        connected(nats.auth, "auth") as (auth, _),
+        asyncio.timeout(10),
+    ):
+        said = [await answers.readline() for _ in range(10_000 - SUBSCRIPTIONS_MAX)]
+        assert set(said) == {b"-ERR 'maximum subscriptions exceeded'\r\n"}
+        assert await answers.readline() == b"PONG\r\n"
+        wanted = json.dumps({"auth": True, "acc": "AGENTS", "user": "git"}).encode()
+        servers = await auth.request("$SYS.REQ.SERVER.PING.CONNZ", wanted)
+        (found,) = json.loads(servers.data)["data"]["connections"]
+        assert found["subscriptions"] == SUBSCRIPTIONS_MAX
 
 
 async def test_the_largest_message_goes_in(nats: Nats) -> None:
