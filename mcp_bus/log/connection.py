@@ -246,6 +246,12 @@ class Log:
             if self.refused is not None:
                 raise self.refused
             opening.result()
+            if not self.client.is_connected:
+                # nats-py takes the PING of a server that still waits for the auth service as a yes
+                raise Unavailable(
+                    f"the log at {_without_password(url)} cannot say yet whether {self.name} "
+                    "may connect: try again"
+                )
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"no log at {_without_password(url)}: {error!r}") from None
         finally:
