@@ -13,13 +13,14 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from agents_sdk.context import Context, current
+from agents_sdk import streaming
+from agents_sdk.context import Context, here
 from mcp_bus import subjects
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import dumps, findings_of
@@ -74,7 +75,8 @@ class Action:
         capability: str | None = None,
         idempotent: bool = True,
     ) -> Self:
-        """The action that calls `function`; a synchronous one runs in a thread.
+        """The action that calls `function`; a synchronous one runs in a thread, and an async
+        generator answers in parts, {"result": [part, …]} as a whole.
 
         A parameter annotated `Context` is no input: it gets that of the request.
         Raises Refused for a signature that JSON cannot fill.
@@ -92,7 +94,7 @@ class Action:
                 run=_runner(function, inputs, list(parameters), contexts),
                 description=inspect.getdoc(function) or "",
                 inputs=inputs.model_json_schema(),
-                outputs=_outputs_schema(hints.get("return", Any)),
+                outputs=_outputs_schema(_returns(function, hints.get("return", Any))),
                 capability=capability,
                 idempotent=idempotent,
             )
@@ -158,7 +160,9 @@ def _runner(
             said = "; ".join(f"{f.pointer}: {f.detail}" for f in findings[:3])
             raise Refused(said, code="bad_inputs", findings=findings) from None
         arguments = {name: getattr(checked, f"p{i}") for i, name in enumerate(names)}
-        arguments |= {name: current.get() for name in contexts}
+        arguments |= {name: here() for name in contexts}
+        if inspect.isasyncgenfunction(function):
+            return await streaming.told(function(**arguments), _json)
         if asynchronous:
             returned = await function(**arguments)
         else:
@@ -176,13 +180,25 @@ def outputs_of(returned: Any) -> dict[str, Any]:
 
     Raises ActionError `action_failed` for what is not JSON.
     """
-    try:
-        value = to_jsonable_python(returned)
-    except PydanticSerializationError as error:
-        raise ActionError("action_failed", f"what it returned is not JSON: {error}") from None
+    value = _json(returned)
     is_object = isinstance(returned, (dict, BaseModel)) or is_dataclass(returned)
     # a RootModel of a list is a model and no object
     return value if is_object and isinstance(value, dict) else {"result": value}
+
+
+def _json(returned: Any) -> Any:
+    try:
+        return to_jsonable_python(returned)
+    except PydanticSerializationError as error:
+        raise ActionError("action_failed", f"what it returned is not JSON: {error}") from None
+
+
+def _returns(function: Callable[..., Any], hint: Any) -> Any:
+    """What the outputs hold: of an async generator, a list of what it yields."""
+    if not inspect.isasyncgenfunction(function):
+        return hint
+    yielded = get_args(hint)
+    return list[yielded[0]] if yielded else list[Any]  # type: ignore[valid-type]
 
 
 def _outputs_schema(returns: Any) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from agents_sdk import streaming
+from agents_sdk.context import in_hand
 from agents_sdk.signals import Signals
 from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
@@ -29,22 +30,9 @@ from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
 from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
 from mcp_bus.messages import Kind, Message, dumps, loads, now_ms, parse
 
-in_hand: ContextVar[Message | None] = ContextVar("in_hand", default=None)
-"""The request whose action is running here; what the action sends follows from it."""
-
 CLIENT_ID = "client"
 
 OnProgress = Callable[[float, str], None]
-
-
-@contextlib.contextmanager
-def following(request: Message) -> Iterator[None]:
-    """What is sent in here follows from `request`."""
-    token = in_hand.set(request)
-    try:
-        yield
-    finally:
-        in_hand.reset(token)
 
 
 @contextlib.asynccontextmanager
@@ -140,31 +128,29 @@ class Bus:
         cancelled while waiting sends the agent a Cancel. Raises BusError: the one that was
         answered, `answer_timeout`, or why the bus cannot.
         """
-        needed = subjects.capability_in(target)
-        if needed is not None:
-            wanted = {"capability": needed, "action": action}
-            chosen = await self.request(subjects.REGISTRY, "choose", wanted, timeout=timeout)
-            target = chosen["agent"]
-        message = self._message(
-            "request",
-            target,
-            {"action": action, "inputs": inputs or {}},
-            correlation_id,
-            capabilities=[needed] if needed is not None else None,
-            reply_to=self._asker.instance,
-            deadline=now_ms() + int(timeout * 1000),
-        )
-        with self._progress(message, on_progress):
-            answer = await self._answer(message, timeout)
-        found = answer.payload if isinstance(answer.payload, dict) else {}
-        if isinstance(found.get("error"), dict):
-            raise BusError.from_json(found["error"])
-        if not isinstance(found.get("outputs"), dict):
-            raise BusError(
-                f"{target} answered with neither outputs nor error", code="malformed_answer"
-            )
-        outputs: dict[str, Any] = found["outputs"]
-        return outputs
+        question = await self._question(target, action, inputs, timeout, correlation_id)
+        with self._progress(question, on_progress):
+            return streaming.outputs_in(await self._answer(question, timeout))
+
+    async def stream(
+        self,
+        target: str,
+        action: str,
+        inputs: dict[str, Any] | None = None,
+        *,
+        timeout: float = REQUEST_S,
+        correlation_id: str | None = None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Ask, and get each part of the answer as soon as it is stored: outputs, in order, each
+        once. An action that answers at once gives one part, its outputs.
+
+        `timeout` is for the whole answer. Who leaves the loop sends the agent a Cancel. Raises
+        what `request` does, after the parts that came before.
+        """
+        question = await self._question(target, action, inputs, timeout, correlation_id)
+        async with contextlib.aclosing(streaming.parts(self, question, timeout)) as parts:
+            async for part in parts:
+                yield part
 
     async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
         """The agents that fit, by id, each with `live`; `wanted` are the parameters of
@@ -214,6 +200,29 @@ class Bus:
         await self._asker.stop()
         await self.log.close()
 
+    async def _question(
+        self,
+        target: str,
+        action: str,
+        inputs: dict[str, Any] | None,
+        timeout_s: float,
+        correlation_id: str | None,
+    ) -> Message:
+        needed = subjects.capability_in(target)
+        if needed is not None:
+            wanted = {"capability": needed, "action": action}
+            chosen = await self.request(subjects.REGISTRY, "choose", wanted, timeout=timeout_s)
+            target = chosen["agent"]
+        return self._message(
+            "request",
+            target,
+            {"action": action, "inputs": inputs or {}},
+            correlation_id,
+            capabilities=[needed] if needed is not None else None,
+            reply_to=self._asker.instance,
+            deadline=now_ms() + int(timeout_s * 1000),
+        )
+
     async def _answer(self, question: Message, timeout_s: float) -> Message:
         try:
             return (await self._asker.ask(question, timeout_s)).message
@@ -243,9 +252,9 @@ class Bus:
         correlation_id: str | None,
         **metadata: Any,
     ) -> Message:
-        cause = in_hand.get()
-        if cause is not None:
-            asked = cause.metadata
+        context = in_hand.get()
+        if context is not None:
+            asked = context.asked.metadata
             correlation_id = correlation_id or asked.correlation_id
             metadata |= {"causation_id": asked.message_id, "traceparent": asked.traceparent}
         return checked(

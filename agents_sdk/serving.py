@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from agents_sdk.actions import INPUTS, Action, ActionError
-from agents_sdk.client import Bus, checked, in_hand
-from agents_sdk.context import Context, current
+from agents_sdk.client import Bus, checked
+from agents_sdk.context import Context, in_hand
 from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
@@ -112,13 +112,12 @@ class Serving:
     async def _answer(self, request: Message, delivery: Delivery) -> None:
         record = delivery.record
         identity = answer_id(request, record)
-        context = Context(self._bus, request, request.metadata.message_id or identity)
-        in_hand.set(request)  # this task's own, as the next one
-        current.set(context)
+        context = Context(self._bus, request, identity)
+        in_hand.set(context)  # this task's own
         self._faults.reached("agent.taken")
         where = f"position {record.position}, correlation {request.metadata.correlation_id}"
         payload = await self._payload(request, context, delivery.attempt > 1, where)
-        answer = self._message(request, identity, payload)
+        answer = self._message(request, identity, payload, partials=context.partials)
         while True:
             try:
                 await self._bus.log.publish(answer)
@@ -203,9 +202,12 @@ class Serving:
             raise Refused("inputs are an object", code="bad_inputs", pointer=INPUTS)
         return self._actions[name], inputs
 
-    def _message(self, request: Message, identity: str, payload: dict[str, Any]) -> Message:
+    def _message(
+        self, request: Message, identity: str, payload: dict[str, Any], **more: Any
+    ) -> Message:
         try:
-            return checked(Message.answer(request, self._bus.id, payload, message_id=identity))
+            answer = Message.answer(request, self._bus.id, payload, message_id=identity, **more)
+            return checked(answer)
         except MessageError as error:  # too large, too deep, or no JSON
             said = BusError(f"the answer cannot be carried: {error.detail}", code=error.code)
             return Message.answer(request, self._bus.id, error_payload(said), message_id=identity)
