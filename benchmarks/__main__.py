@@ -14,11 +14,13 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import engine, ingest
+from benchmarks import agents, engine, ingest
 from benchmarks.harness import Row, machine
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "ingest.interval": ingest.interval,
+    "agents.roundtrip.interval": agents.roundtrip_interval,
+    "agents.64.interval": agents.sixty_four_interval,
     "engine.1.interval": engine.one_interval,
     "engine.64.interval": engine.sixty_four_interval,
 }
@@ -44,13 +46,13 @@ def main() -> int:
 
 async def _measure(names: list[str]) -> list[dict[str, Any]]:
     """The rows, each shown as soon as it is known."""
-    print(f"{'':<20}{'measured':>12}{'limit':>12}{'ratio':>9}  unit", flush=True)
+    print(f"{'':<26}{'measured':>12}{'limit':>12}{'ratio':>9}  unit", flush=True)
     rows = []
     for name in names:
         row = (await BENCHMARKS[name]()).as_json()
         rows.append(row)
         print(
-            f"{row['id']:<20}{row['value']:>12,.1f}{row['against_value']:>12,.1f}"
+            f"{row['id']:<26}{row['value']:>12,.1f}{row['against_value']:>12,.1f}"
             f"{row['ratio']:>9.2f}  {row['unit']}{_verdict(row)}",
             flush=True,
         )

@@ -113,7 +113,7 @@ async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
     with temporary_settings() as settings:
         async with (
             running(settings) as bus,
-            _agent(bus) as channel,
+            agent(bus) as channel,
             _chains(bus) as chain,
         ):
             workflow = await _workflow(bus, channel)
@@ -128,10 +128,10 @@ async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
 
 
 @contextlib.asynccontextmanager
-async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
+async def agent(bus: Bus) -> AsyncIterator[log.Log]:
     """The agent at work; yields the client's connection, in the agents' account."""
     channel = await log.connect(
-        bus.nats_url, name=CLIENT, token=token(_secret(bus), CLIENT, "developer")
+        bus.nats_url, name=CLIENT, token=token(secret(bus), CLIENT, "developer")
     )
     registered = asyncio.Event()
     fact = stored(str(Subject("event", REGISTRY, "echo")))
@@ -143,7 +143,7 @@ async def _agent(bus: Bus) -> AsyncIterator[log.Log]:
         env=environment()
         | {
             "MCP_BUS_NATS": bus.nats_url,
-            "MCP_BUS_TOKEN": token(_secret(bus), "echo", "agent"),
+            "MCP_BUS_TOKEN": token(secret(bus), "echo", "agent"),
             "MCP_BUS_LOG_LEVEL": "warning",
         },
         cwd=Path(__file__).parents[1],
@@ -195,7 +195,7 @@ async def _workflow(bus: Bus, channel: log.Log) -> Work:
 
 async def _caught_up(bus: Bus) -> None:
     """Wait until the read models have reached the end of the log."""
-    channel = await log.connect(_services_url(bus), name=CLIENT)
+    channel = await log.connect(services_url(bus), name=CLIENT)
     last = (await channel.info()).last
     await channel.close()
     async with asyncio.timeout(PROGRAM_S_MAX), aiohttp.ClientSession(bus.gateway_url) as session:
@@ -209,7 +209,7 @@ async def _caught_up(bus: Bus) -> None:
 @contextlib.asynccontextmanager
 async def _chains(bus: Bus) -> AsyncIterator[Work]:
     """The limit, on the same server."""
-    url = _services_url(bus)
+    url = services_url(bus)
     await fresh_raw_stream(url)
     settings = config.load({}, nats=SecretStr(url))
     async with program("benchmarks.raw", "pong", settings=settings) as pong:
@@ -223,10 +223,12 @@ async def _chains(bus: Bus) -> AsyncIterator[Work]:
             await client.close()
 
 
-def _services_url(bus: Bus) -> str:
+def services_url(bus: Bus) -> str:
+    """Where the services' account is."""
     password = credentials.load(bus.data_dir).bus
     return bus.nats_url.replace("nats://", f"nats://bus:{password}@")
 
 
-def _secret(bus: Bus) -> bytes:
+def secret(bus: Bus) -> bytes:
+    """The bus secret."""
     return credentials.load(bus.data_dir).secret.encode()

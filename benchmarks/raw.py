@@ -113,6 +113,19 @@ async def pong() -> None:
     await asyncio.Event().wait()
 
 
+async def reply() -> None:
+    """Answer each question on core NATS (`raw.ask`) with what it holds."""
+    client = await connected()
+
+    async def asked(msg: Msg) -> None:
+        await msg.respond(msg.data)
+
+    await client.subscribe("raw.ask", cb=asked, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await client.flush()
+    await begin()
+    await asyncio.Event().wait()
+
+
 class Chains:
     """The other end of `pong`: chains of eight stored hops, each hop after the one before."""
 
@@ -147,7 +160,12 @@ class Chains:
         self._waiting[msg.subject.rpartition(".")[2]].set_result(None)
 
 
-PROGRAMS: dict[str, Callable[..., object]] = {"publish": publish, "copy": copy, "pong": pong}
+PROGRAMS: dict[str, Callable[..., object]] = {
+    "publish": publish,
+    "copy": copy,
+    "pong": pong,
+    "reply": reply,
+}
 
 if __name__ == "__main__":
     uvloop.run(PROGRAMS[sys.argv[1]](*map(int, sys.argv[2:])))  # type: ignore[arg-type]
