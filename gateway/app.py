@@ -26,6 +26,7 @@ from mcp_bus.domain.health import Heartbeats
 from mcp_bus.errors import SettingsError
 from mcp_bus.log import Asker, Record
 from mcp_bus.runtime import Runtime
+from mcp_bus.services.revocations import Revocations, Watch
 from mcp_bus.subjects import GATEWAY, heartbeat_of
 
 logger = telemetry.logger(__name__)
@@ -33,26 +34,33 @@ logger = telemetry.logger(__name__)
 
 async def run(runtime: Runtime) -> None:
     """Serve REST until cancelled."""
-    async with opened(runtime) as gateway:
+    watch = Watch(runtime)
+    await watch.catch_up()
+    async with opened(runtime, watch.revocations) as gateway:
         runner = web.AppRunner(
             make_app(gateway),
             access_log=None,  # ours has the route instead of the path, and the subject
             shutdown_timeout=DRAIN_GATEWAY_S,
         )
         await runner.setup()
-        following = asyncio.create_task(gateway.read_models.follow())
+        following = {
+            asyncio.create_task(gateway.read_models.follow()),
+            asyncio.create_task(watch.follow()),
+        }
         try:
             await _listen(runner, runtime)
-            await asyncio.wait({following})  # for ever, and not cancelled with us
-            following.result()
+            # for ever, and not cancelled with us
+            ended, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+            ended.pop().result()
         finally:
             gateway.stopping.set()
             await runner.cleanup()  # what is in flight still needs to see the read models
-            following.cancel()
+            for task in following:
+                task.cancel()
 
 
 @contextlib.asynccontextmanager
-async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
+async def opened(runtime: Runtime, revocations: Revocations) -> AsyncIterator[Gateway]:
     """The resources of a gateway; PostgreSQL may be away."""
     keys = runtime.keys  # before anything is opened: the file may be wrong
     log = await runtime.connect_log()
@@ -79,6 +87,7 @@ async def opened(runtime: Runtime) -> AsyncIterator[Gateway]:
             read_models=ReadModels(pool, runtime.report),
             services=services,
             heartbeats=heartbeats,
+            revocations=revocations,
             faults=runtime.faults,
             stopping=asyncio.Event(),
         )

@@ -26,6 +26,7 @@ from mcp_bus.errors import Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Asker, Log
 from mcp_bus.messages import now_ms
+from mcp_bus.services.revocations import Revocations
 from mcp_bus.tokens import Keys
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Gateway:
     read_models: ReadModels
     services: Services
     heartbeats: Heartbeats
+    revocations: Revocations
     faults: Faults
     stopping: asyncio.Event  # whoever waits for long answers now
 

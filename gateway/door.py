@@ -43,7 +43,7 @@ def opened(route: Route, gateway: Gateway) -> HttpHandler:
     async def handle(request: web.Request) -> web.Response:
         principal = NOBODY
         if route.permission is not None:
-            principal = _authenticated(request, gateway.keys)
+            principal = _authenticated(request, gateway)
             request[SUBJECT] = principal.subject
             principal.require(route.permission)  # for which agent, its decider checks
         path = path_of(request.match_info)
@@ -97,11 +97,16 @@ async def access(request: web.Request, handler: HttpHandler) -> web.StreamRespon
             )
 
 
-def _authenticated(request: web.Request, keys: tokens.Keys) -> Principal:
+def _authenticated(request: web.Request, gateway: Gateway) -> Principal:
+    """Who asks. A revoked agent is nobody, by whichever claim of its token it is known."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Refused("a bearer token is needed: Authorization: Bearer …", code="unauthenticated")
-    return tokens.verify(keys, token.strip(), "rest").principal
+    proven = tokens.verify(gateway.keys, token.strip(), "rest")
+    for agent in (proven.principal.subject, proven.agent):
+        if agent is not None and gateway.revocations.hold(agent, proven.issued):
+            raise Refused(f"the agent {agent} or its token is revoked", code="agent_revoked")
+    return proven.principal
 
 
 def _expected(request: web.Request) -> int | None:

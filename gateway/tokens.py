@@ -1,7 +1,8 @@
 """Tokens over REST: what an agent renews its token with, and an operator equips agents by.
 
-Nothing is kept: a token that was issued is good until it expires. Nobody hands out more than they
-have, but for the role `agent`, which is what a token for an agent is about.
+Nothing is kept: a token that was issued is good until it expires, or its agent is revoked. Nobody
+hands out more than they have, but for the role `agent`, which is what a token for an agent is
+about.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from mcp_bus import telemetry, tokens
 from mcp_bus.claims import claims_of
 from mcp_bus.config import TOKEN_TTL_S, TOKEN_TTL_S_MAX
 from mcp_bus.domain.roles import AGENTS_WRITE, ROLES
-from mcp_bus.errors import Refused, Unavailable
+from mcp_bus.errors import Refused
 from mcp_bus.messages import Text
-from projections import discovery
 
 AGENT = "agent"
 
@@ -45,7 +45,7 @@ async def issue(gateway: Gateway, call: Call) -> Answer:
             code="forbidden",
             pointer="/roles",
         )
-    if await _revoked(gateway, agent):
+    if agent in gateway.revocations.now:  # a new one would come alive with it
         raise Refused(f"the agent {agent} is revoked", code="agent_revoked")
     token = tokens.issue(
         gateway.keys, agent, wanted.roles, wanted.ttl, doors=tokens.DOORS, agent=agent
@@ -55,11 +55,3 @@ async def issue(gateway: Gateway, call: Call) -> Answer:
     return Answer(
         201, {"token": token, "agent": agent, "roles": wanted.roles, "expires": expires_ms}
     )
-
-
-async def _revoked(gateway: Gateway, agent: str) -> bool:
-    """A token that a revoked agent renewed would come alive with it, should it be reinstated."""
-    try:
-        return await gateway.query(discovery.revoked, agent)
-    except Unavailable:
-        return False  # agents go on without PostgreSQL; the auth service refuses it meanwhile

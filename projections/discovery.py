@@ -82,12 +82,6 @@ async def agent(pool: asyncpg.Pool, id: str) -> tuple[Json, int] | None:
     return None if row is None else (_shown(row), row["position"])
 
 
-async def revoked(pool: asyncpg.Pool, id: str) -> bool:
-    """Whether an agent is revoked now."""
-    found = await agent(pool, id)
-    return found is not None and found[0].get("revoked", False)
-
-
 async def history(pool: asyncpg.Pool, id: str, after: int = 0, limit: int = PAGE_MAX) -> Json:
     """A page of the facts about an agent: {"facts": [{"position", "time", "correlationId", and
     the fact}], "next"}; an unknown agent has none."""

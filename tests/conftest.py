@@ -28,7 +28,8 @@ from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import locked
-from mcp_bus.services.auth import Door, Revocations
+from mcp_bus.services.auth import Door
+from mcp_bus.services.revocations import Revocations
 from mcp_bus.store import migrate
 from mcp_bus.subjects import STREAM
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import SecretStr
 
 from agents_sdk.client import opened
 from agents_sdk.tokens import Place
 from mcp_bus import tokens
 from mcp_bus.claims import claims_of
-from mcp_bus.config import TOKEN_TTL_S, TOKEN_TTL_S_MAX, Settings
+from mcp_bus.config import HEALTH_POLL_S, TOKEN_TTL_S, TOKEN_TTL_S_MAX, Settings
+from mcp_bus.embedded.addresses import LOOPBACK
 from tests.conftest import Nats
 
 from .conftest import Rest, serving
@@ -127,3 +129,33 @@ async def test_a_gateway_with_a_public_key_issues_nothing(
         ours = tokens.Keys.of(settings.secret.get_secret_value().encode(), None)
         stale = tokens.issue(ours, "git", ["agent"], 60)
         is_problem(await rest.call("POST", GIT, {}, token=stale), "unauthenticated")
+
+
+async def test_a_revoked_agent_is_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while PostgreSQL is away; its token stays dead when the agent is back, and in a gateway
+    that starts later."""
+    monkeypatch.setattr("gateway.commands.READ_MODEL_WAIT_S", 0.2)
+    nowhere = SecretStr(f"postgresql://nobody@{LOOPBACK}:1/nothing")
+    settings = settings.model_copy(update={"postgres": nowhere})
+    agent = {"id": "git", "type": "t", "capabilities": []}
+    async with serving(settings, ["registry", "gateway"]) as rest:
+        keys = rest.services["gateway"].runtime.keys
+        both = tokens.issue(keys, "somebody", ["agent"], 60, doors=tokens.DOORS, agent="git")
+        old = {rest.token("git", "agent"): 201, both: 403, rest.token("ann", "agent"): 403}
+        assert (await rest.call("POST", "/agents/register", agent)).status == 201
+        for token, status in old.items():
+            assert (await rest.call("POST", GIT, {}, token=token)).status == status
+        assert (await rest.call("POST", "/agents/git/revoke", {})).status == 200
+        own, by_claim, stranger = old
+        async with asyncio.timeout(10):
+            while (await rest.call("POST", GIT, {}, token=own)).status != 403:  # noqa: ASYNC110
+                await asyncio.sleep(HEALTH_POLL_S)
+        is_problem(await rest.call("POST", GIT, {}), "agent_revoked")
+        assert (await rest.call("POST", "/agents/register", agent)).status == 200
+    async with serving(settings, ["gateway"]) as rest:
+        for token in (own, by_claim):
+            is_problem(await rest.call("POST", GIT, {}, token=token), "agent_revoked")
+        is_problem(await rest.call("POST", GIT, {}, token=stranger), "forbidden")
+        assert (await rest.call("POST", GIT, {})).status == 201

@@ -19,6 +19,7 @@ from mcp_bus.log import Log, callout
 from mcp_bus.messages import Message
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import auth
+from mcp_bus.services.revocations import Revocations
 from tests.conftest import KEYS, SECRET, Engines, Nats
 
 
@@ -84,7 +85,7 @@ async def test_without_the_auth_service_who_is_in_stays_in(unanswered: Nats) -> 
 
 async def test_a_slow_auth_service_lets_nobody_in_late(unanswered: Nats) -> None:
     """Whoever it answers too late has gone; it lets in who comes again."""
-    door = auth.Door(KEYS, nkeys.issuer(SECRET.encode()), auth.Revocations())
+    door = auth.Door(KEYS, nkeys.issuer(SECRET.encode()), Revocations())
     slow = asyncio.Event()
     late: list[Msg] = []
 
