@@ -21,12 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from agents_sdk import streaming
+from agents_sdk import executions, streaming
 from agents_sdk.context import in_hand
 from agents_sdk.signals import Signals
 from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
-from mcp_bus.config import REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
+from mcp_bus.config import EXECUTION_S, REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
 from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
 from mcp_bus.messages import Kind, Message, dumps, loads, now_ms, parse
 
@@ -151,6 +151,26 @@ class Bus:
         async with contextlib.aclosing(streaming.parts(self, question, timeout)) as parts:
             async for part in parts:
                 yield part
+
+    async def run_workflow(
+        self,
+        id: str,
+        inputs: dict[str, Any] | None = None,
+        *,
+        version: str | None = None,
+        timeout: float = EXECUTION_S,
+    ) -> dict[str, Any]:
+        """Start an execution and wait for its end: the outputs of its last completed step.
+
+        Raises the BusError of the step that failed, or `answer_timeout` after `timeout` seconds,
+        both with `details["executionId"]`; `forbidden`, before anything is started, for a token
+        whose role may not `bus:listen`. The execution runs on when the wait is given up.
+        """
+        wanted: dict[str, Any] = {"workflowId": id, "inputs": inputs or {}}
+        if version is not None:
+            wanted["version"] = version
+        command = await self._question(subjects.WORKFLOWS, "execute", wanted, timeout, None)
+        return await executions.run(self, command, timeout)
 
     async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
         """The agents that fit, by id, each with `live`; `wanted` are the parameters of
