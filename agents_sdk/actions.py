@@ -4,7 +4,8 @@ An ordinary function becomes an action: its inputs' schema comes from its type h
 defaults, Annotated, models, dataclasses and TypedDicts included), its outputs' schema from the
 return type, its description from the docstring. Inputs are checked before the function runs, as
 JSON, strictly: "3" is no integer. What has a schema already is made an `Action` directly.
-Never: an action whose inputs do not fit is not called.
+What it returns is checked against that schema as well, before it is published. Never: an action
+whose inputs do not fit is called.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from mcp_bus.messages import dumps, findings_of
 
 Run = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
+Check = Callable[[Any, Any], None]  # what was returned, and the JSON of it
+
 INPUTS = "/context/payload/inputs"
+OUTPUTS = "/context/payload/outputs"
+RESULT = OUTPUTS + "/result"
 
 
 class ActionError(BusError):
@@ -46,7 +51,8 @@ class ActionError(BusError):
 class Action:
     """One action: `run` takes the request's inputs, a JSON object, and returns the outputs.
 
-    `inputs` and `outputs` are JSON Schemas. `run` raises ActionError for an error of its own.
+    `inputs` and `outputs` are JSON Schemas, which `run` has to keep; for an error of its own
+    it raises ActionError.
     What is not `idempotent` runs at most once: a request that is handed out again, because the
     process that had it died or gave it back, is answered `maybe_executed`.
     """
@@ -88,13 +94,14 @@ class Action:
         for key in contexts:
             del parameters[key]
         inputs = _inputs_model(name, parameters, hints)
+        returns = _returns(function, hints.get("return", Any))
         try:
             return cls(
                 name=name,
-                run=_runner(function, inputs, list(parameters), contexts),
+                run=_runner(function, inputs, list(parameters), contexts, _check(returns)),
                 description=inspect.getdoc(function) or "",
                 inputs=inputs.model_json_schema(),
-                outputs=_outputs_schema(_returns(function, hints.get("return", Any))),
+                outputs=_outputs_schema(_whole(function, returns)),
                 capability=capability,
                 idempotent=idempotent,
             )
@@ -147,7 +154,11 @@ def _inputs_model(
 
 
 def _runner(
-    function: Callable[..., Any], model: type[BaseModel], names: list[str], contexts: list[str]
+    function: Callable[..., Any],
+    model: type[BaseModel],
+    names: list[str],
+    contexts: list[str],
+    check: Check,
 ) -> Run:
     asynchronous = inspect.iscoroutinefunction(function)
 
@@ -162,12 +173,12 @@ def _runner(
         arguments = {name: getattr(checked, f"p{i}") for i, name in enumerate(names)}
         arguments |= {name: here() for name in contexts}
         if inspect.isasyncgenfunction(function):
-            return await streaming.told(function(**arguments), _json)
+            return await streaming.told(function(**arguments), lambda part: _json(part, check))
         if asynchronous:
             returned = await function(**arguments)
         else:
             returned = await asyncio.to_thread(function, **arguments)
-        return outputs_of(returned)
+        return outputs_of(returned, check)
 
     return run
 
@@ -175,30 +186,61 @@ def _runner(
 # --- from what it returns to outputs ------------------------------------------------------------
 
 
-def outputs_of(returned: Any) -> dict[str, Any]:
+def outputs_of(returned: Any, check: Check | None = None) -> dict[str, Any]:
     """A mapping, model or dataclass as an object, anything else as {"result": value}.
 
-    Raises ActionError `action_failed` for what is not JSON.
+    Raises ActionError `action_failed` for what is not JSON, and what `check` raises.
     """
-    value = _json(returned)
+    value = _json(returned, check)
     is_object = isinstance(returned, (dict, BaseModel)) or is_dataclass(returned)
     # a RootModel of a list is a model and no object
     return value if is_object and isinstance(value, dict) else {"result": value}
 
 
-def _json(returned: Any) -> Any:
+def _json(returned: Any, check: Check | None) -> Any:
     try:
-        return to_jsonable_python(returned)
+        value = to_jsonable_python(returned)
     except PydanticSerializationError as error:
         raise ActionError("action_failed", f"what it returned is not JSON: {error}") from None
+    if check is not None:
+        check(returned, value)
+    return value
+
+
+def _check(returns: Any) -> Check:
+    """Raises BusError `bad_outputs` for what does not fit the schema of `returns`.
+
+    What is published must read back as `returns`. Where it cannot, because that type is written
+    otherwise than it is read (aliases, computed fields), what was returned must be of the type.
+    """
+    adapter = TypeAdapter(returns)
+    read = adapter.json_schema(mode="validation")
+    reads_back = read == adapter.json_schema(mode="serialization")
+
+    def check(returned: Any, value: Any) -> None:
+        try:
+            if reads_back:
+                adapter.validate_json(dumps(value), strict=True)
+            else:
+                adapter.validate_python(returned, strict=True)
+        except ValidationError as error:
+            findings = findings_of(error, OUTPUTS if isinstance(value, dict) else RESULT)
+            said = "; ".join(f"{f.pointer}: {f.detail}" for f in findings[:3])
+            raise BusError(said, code="bad_outputs", findings=findings) from None
+
+    return check
 
 
 def _returns(function: Callable[..., Any], hint: Any) -> Any:
-    """What the outputs hold: of an async generator, a list of what it yields."""
+    """What it returns: an async generator, what it yields."""
     if not inspect.isasyncgenfunction(function):
         return hint
-    yielded = get_args(hint)
-    return list[yielded[0]] if yielded else list[Any]  # type: ignore[valid-type]
+    return next(iter(get_args(hint)), Any)
+
+
+def _whole(function: Callable[..., Any], returns: Any) -> Any:
+    """What the outputs hold: of an async generator, all that it yields."""
+    return list[returns] if inspect.isasyncgenfunction(function) else returns
 
 
 def _outputs_schema(returns: Any) -> dict[str, Any]:

@@ -62,6 +62,7 @@ CODES: dict[str, tuple[int, str]] = {
     "decision_failed": (500, "The bus failed to decide"),
     # agents: what the SDK answers by itself
     "bad_inputs": (422, "The inputs do not fit the action"),
+    "bad_outputs": (502, "The outputs do not fit the action"),
     "action_failed": (500, "The action raised an error"),
     "tool_error": (502, "The tool answered with an error"),
     "server_ended": (503, "The tool's server ended"),

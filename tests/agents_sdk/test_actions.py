@@ -211,6 +211,73 @@ async def test_an_action_is_called_with_what_fits_and_never_otherwise(
         assert (code, called) == ("bad_inputs", [])
 
 
+class Priced(BaseModel):
+    """Read otherwise than it is written."""
+
+    amount: int = Field(alias="amountIn", serialization_alias="amountOut")
+
+
+class Wide(Page):
+    pages: int = 0
+
+
+FITTING: list[tuple[Any, Any]] = [
+    (int, 3),
+    (float, 3),
+    (list[int], (1, 2)),
+    (date, date(2026, 1, 2)),
+    (date, "2026-01-02"),
+    (Colour, Colour.RED),
+    (Page, Wide(title="a", pages=2)),
+    (Page, {"title": "a"}),
+    (Page | None, None),
+    (Point, Point(1, [2])),
+    (Options, {"deep": True}),
+    (Priced, Priced(amountIn=3)),
+    (Annotated[int, Field(gt=0)], 3),
+    (Any, {"whatever": [1]}),
+    (None, None),
+]
+UNFITTING: list[tuple[Any, Any, str]] = [
+    (int, "3", "/result"),
+    (str, 3, "/result"),
+    (list[int], [1, "b"], "/result/1"),
+    (Page, {"written": None}, "/title"),
+    (Point, Point("x", []), "/x"),  # type: ignore[arg-type]
+    (Options, {"deep": 1}, "/deep"),
+    (Priced, {"amount": 3}, "/amountIn"),
+    (Annotated[int, Field(gt=0)], 0, "/result"),
+    (None, 1, "/result"),
+]
+
+
+def returning(returns: Any, value: Any) -> Action:
+    """An action that says it returns one thing, and returns `value`."""
+
+    async def act() -> Any:
+        return value
+
+    act.__annotations__["return"] = returns
+    return Action.of(act)
+
+
+@pytest.mark.parametrize(("returns", "value"), FITTING)
+async def test_outputs_that_fit_are_published(returns: Any, value: Any) -> None:
+    """As they would be without a type."""
+    assert await returning(returns, value).run({}) == outputs_of(value)
+
+
+@pytest.mark.parametrize(("returns", "value", "pointer"), UNFITTING)
+async def test_outputs_that_do_not_fit_are_the_actions_failure(
+    returns: Any, value: Any, pointer: str
+) -> None:
+    """`bad_outputs`, and where: nobody gets what the schema does not say."""
+    with pytest.raises(BusError) as refused:
+        await returning(returns, value).run({})
+    assert refused.value.code == "bad_outputs"
+    assert refused.value.findings[0].pointer == f"/context/payload/outputs{pointer}"
+
+
 def test_what_is_not_json_is_the_actions_failure() -> None:
     """An object of a class that nobody can serialise."""
     with pytest.raises(ActionError) as failed:

@@ -42,6 +42,11 @@ async def counting(
         raise ActionError("tired", "no more")
 
     @agent.action
+    async def lie() -> AsyncIterator[int]:
+        yield 1
+        yield "two"  # type: ignore[misc]
+
+    @agent.action
     def once() -> str:
         return "whole"
 
@@ -102,6 +107,16 @@ async def test_an_error_comes_after_the_parts_before_it(bus: Nats) -> None:
             async for part in client.stream("counter", "fail"):
                 found.append(part)
     assert (failed.value.code, found) == ("tired", [{"result": "so far"}])
+
+
+async def test_a_part_that_does_not_fit_ends_the_answer(bus: Nats) -> None:
+    """`bad_outputs`, and it is not told."""
+    found = []
+    async with counting(bus, asyncio.Semaphore(0)) as client:
+        with pytest.raises(BusError) as failed:
+            async for part in client.stream("counter", "lie"):
+                found.append(part)
+    assert (failed.value.code, found) == ("bad_outputs", [{"result": 1}])
 
 
 async def test_an_action_without_parts_is_one_part(bus: Nats) -> None:
