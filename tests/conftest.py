@@ -70,6 +70,7 @@ class Engines:
     nats_port: int
     postgres_port: int
     secrets: Credentials
+    nats_pid: int
 
     def nats(self) -> Nats:
         place = f"{LOOPBACK}:{self.nats_port}"
@@ -177,7 +178,7 @@ async def _running(path: Path) -> AsyncIterator[Engines]:
             nats_server.serve(settings, folder, nats_port, secrets),
             embedded_postgres.serve(settings, folder, postgres_port),
         )
-        yield Engines(nats_port, postgres_port, secrets)
+        yield Engines(nats_port, postgres_port, secrets, children[0].pid)
         await asyncio.gather(*(_stopped(child) for child in children))
 
 

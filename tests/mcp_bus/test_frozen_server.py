@@ -1,0 +1,65 @@
+"""A server that neither answers nor closes: noticed, and survived without a loss or a copy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from mcp_bus import config, log
+from mcp_bus.errors import OutcomeUnknown
+from mcp_bus.messages import Message
+from tests.conftest import Engines, Nats
+
+
+@contextlib.contextmanager
+def frozen(engines: Engines) -> Iterator[None]:
+    """The server of this test process stands still."""
+    os.kill(engines.nats_pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engines.nats_pid, signal.SIGCONT)
+
+
+async def test_a_frozen_server_is_noticed(
+    engines: Engines, nats: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as many pings as may be outstanding, and one: by default in 15 s. What is published
+    meanwhile is stored once, when the server is back."""
+    assert config.PING_EVERY_S * (config.PINGS_OUTSTANDING_MAX + 1) <= 15
+    monkeypatch.setattr(config, "PING_EVERY_S", 0.2)
+    connection = await log.connect(nats.agent("a"), name="a")
+    lost = asyncio.Event()
+    connection.on_lost(lost)
+    with frozen(engines):
+        publishing = asyncio.create_task(
+            connection.publish(Message.build("event", "a", "b", {"event": "Happened"}))
+        )
+        async with asyncio.timeout(5):
+            await lost.wait()
+        assert connection.generation == 1
+    assert (await publishing).position == 1
+    assert (await connection.publish(Message.build("event", "a", "b", {}))).position == 2
+    await connection.close()
+
+
+async def test_a_publish_without_an_answer_is_of_unknown_outcome(
+    engines: Engines, nats: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored when the server wakes, though nobody waited; again under its id, it is one."""
+    monkeypatch.setattr(config, "PUBLISH_RETRY_S", 0.4)
+    monkeypatch.setattr(config, "PUBLISH_ATTEMPT_S", 0.1)
+    connection = await log.connect(nats.agent("a"), name="a")
+    message = Message.build("event", "a", "b", {"event": "Happened"})
+    with frozen(engines), pytest.raises(OutcomeUnknown) as unknown:
+        await connection.publish(message)
+    assert unknown.value.message_id == message.metadata.message_id
+    monkeypatch.undo()
+    again = await connection.publish(message)
+    assert (again.position, again.duplicate) == (1, True)
+    await connection.close()
