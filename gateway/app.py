@@ -35,8 +35,8 @@ logger = telemetry.logger(__name__)
 async def run(runtime: Runtime) -> None:
     """Serve REST until cancelled."""
     watch = Watch(runtime)
-    await watch.catch_up()
     async with opened(runtime, watch.revocations) as gateway:
+        await watch.catch_up()
         runner = web.AppRunner(
             make_app(gateway),
             access_log=None,  # ours has the route instead of the path, and the subject

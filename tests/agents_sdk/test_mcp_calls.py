@@ -18,7 +18,8 @@ async def asked_in_vain(client: Bus, agent: str) -> None:
     """Ask for a tool that does not answer, until the deadline."""
     with pytest.raises(BusError) as late:
         await client.request(agent, "hang", timeout=1.0)
-    assert late.value.code == "answer_timeout"
+    # whichever is first: the asker gives up, or hears that the agent did at the same deadline
+    assert late.value.code in ("answer_timeout", "deadline_exceeded")
 
 
 async def test_a_program_is_told_that_a_call_is_cancelled(bus: Nats) -> None:

@@ -32,7 +32,7 @@ async def unanswered(tmp_path: Path) -> AsyncIterator[Nats]:
     async with locked(tmp_path) as folder:
         child = await nats_server.serve(settings, folder, port, secrets)
         try:
-            urls = Engines(port, 0, secrets).nats()
+            urls = Engines(port, 0, secrets, child.pid).nats()
             await log.prepare(urls.services, settings)
             yield urls
         finally:

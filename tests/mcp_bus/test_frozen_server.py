@@ -21,6 +21,7 @@ def frozen(engines: Engines) -> Iterator[None]:
     """The server of this test process stands still."""
     os.kill(engines.nats_pid, signal.SIGSTOP)
     try:
+        os.waitid(os.P_PID, engines.nats_pid, os.WSTOPPED)  # until its last thread has stopped
         yield
     finally:
         os.kill(engines.nats_pid, signal.SIGCONT)
