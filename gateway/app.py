@@ -57,6 +57,7 @@ async def run(runtime: Runtime) -> None:
             await runner.cleanup()  # what is in flight still needs to see the read models
             for task in following:
                 task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)  # they close what they use
 
 
 @contextlib.asynccontextmanager
