@@ -108,6 +108,8 @@ class Log:
         Raises Refused `forbidden`, Unavailable.
         """
         try:
+            # twice: nats-py's first PING overtakes the subscription that still waits to be written
+            await self.client.flush(int(config.LOG_REQUEST_S))
             await self.client.flush(int(config.LOG_REQUEST_S))
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"cannot listen to {subject}: {error!r}") from None

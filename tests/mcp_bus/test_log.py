@@ -118,6 +118,16 @@ async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
             await asyncio.wait_for(reading, 5)
 
 
+async def test_what_may_not_be_heard_is_always_told(agents: Log) -> None:
+    """The question whether the server listens never overtakes the subscription itself."""
+    for number in range(300):
+        subject = f"out.event.workflows.e{number}"
+        listening = await agents.listen(subject, lambda _: None)
+        with pytest.raises(BusError, match="forbids listening"):
+            await agents.heard_from_here(subject)
+        await listening.stop()
+
+
 async def test_a_forbidden_subject_is_refused_at_once(agents: Log) -> None:
     """Not after a time-out: an agent that speaks as a service is told so."""
     begun = asyncio.get_running_loop().time()
