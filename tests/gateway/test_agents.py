@@ -228,7 +228,8 @@ async def test_an_agent_that_dies_is_silent_until_it_is_back(
         assert (refused.value.code, refused.value.retryable) == ("agent_inactive", True)
         async with echo(nats):
             assert (await asker.request("echo", "say", {"text": "x"})) == {"text": "x"}
-        history = (await bus.call("GET", "/agents/echo/history")).body["facts"]
+            await status(bus, "AgentReturned")
+            history = (await bus.call("GET", "/agents/echo/history")).body["facts"]
         assert [fact["event"] for fact in history] == [
             "AgentRegistered",
             "AgentHeard",
