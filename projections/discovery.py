@@ -86,7 +86,7 @@ async def history(pool: asyncpg.Pool, id: str, after: int = 0, limit: int = PAGE
     """A page of the facts about an agent: {"facts": [{"position", "time", "correlationId", and
     the fact}], "next"}; an unknown agent has none."""
     async with asking(pool) as connection:
-        stored, more = await event_store.read_facts_of_agent(
+        stored, more = await event_store.read_facts_of_agents(
             connection, id, after, limit, PAGE_BYTES_MAX
         )
     facts = [
@@ -126,7 +126,7 @@ async def _agents_at(pool: asyncpg.Pool, position: int, time_ms: int) -> Agents:
     while more:
         async with asking(pool) as connection:
             stored, more = await event_store.read_facts_of_agents(
-                connection, at, PROJECT_BATCH_MAX, PAGE_BYTES_MAX
+                connection, None, at, PROJECT_BATCH_MAX, PAGE_BYTES_MAX
             )
         read += len(stored)
         if read > AGENT_FACTS_MAX:

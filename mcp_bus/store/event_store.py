@@ -167,26 +167,15 @@ async def read_conversation(
     bytes_max: int,
 ) -> tuple[list[StoredMessage], bool]:
     """A page of a conversation, bounded as `read`, and whether there is more."""
-    rows = await connection.fetch(
-        _SQL["read_conversation"], correlation_id, after, limit, bytes_max
-    )
-    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
-
-
-async def read_facts_of_agent(
-    connection: Connection | Pool, agent: str, after: int, limit: int, bytes_max: int
-) -> tuple[list[StoredMessage], bool]:
-    """A page of what the registry said about an agent, and whether there is more."""
-    rows = await connection.fetch(_SQL["read_facts_of_agent"], agent, after, limit, bytes_max)
-    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+    return await _page(connection, _CONVERSATION, correlation_id, after, limit, bytes_max)
 
 
 async def read_facts_of_agents(
-    connection: Connection | Pool, after: int, limit: int, bytes_max: int
+    connection: Connection | Pool, agent: str | None, after: int, limit: int, bytes_max: int
 ) -> tuple[list[StoredMessage], bool]:
-    """A page of what the registry said about anybody, and whether there is more."""
-    rows = await connection.fetch(_SQL["read_facts_of_agents"], after, limit, bytes_max)
-    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+    """A page of what the registry said about an agent, or about all, and whether there is more."""
+    which = _FACTS_OF_AGENTS if agent is None else _FACTS_OF_AGENT
+    return await _page(connection, which, agent, after, limit, bytes_max)
 
 
 async def read_by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredMessage]:
@@ -255,6 +244,18 @@ async def lock(connection: Connection, name: str) -> bool:
     )
 
 
+async def _page(
+    connection: Connection | Pool,
+    statement: str,
+    key: str | None,
+    after: int,
+    limit: int,
+    bytes_max: int,
+) -> tuple[list[StoredMessage], bool]:
+    rows = await connection.fetch(statement, key, after, limit, bytes_max)
+    return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+
+
 def _stored(rows: Iterable[Any]) -> list[StoredMessage]:
     return [StoredMessage._make(row[:9]) for row in rows]
 
@@ -269,3 +270,13 @@ def _statements() -> dict[str, str]:
 
 
 _SQL = _statements()
+# a statement of its own for each: a planner that has to serve several takes none of their indexes
+_SAID_BY_REGISTRY = "kind = 'event' AND source = 'registry'"
+_CONVERSATION, _FACTS_OF_AGENT, _FACTS_OF_AGENTS = (
+    _SQL["read_page"].replace("{which}", which)
+    for which in (
+        "correlation_id = $1",
+        f"target = $1 AND {_SAID_BY_REGISTRY}",
+        f"$1::text IS NULL AND {_SAID_BY_REGISTRY}",
+    )
+)
