@@ -16,10 +16,11 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agents_sdk.actions import INPUTS, Action, ActionError
-from agents_sdk.client import Bus, checked
+from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
 from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
@@ -32,6 +33,14 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
 
+@dataclass(frozen=True, slots=True)
+class _Hand:
+    """A request in hand: as it was handed out, once or more, and who answers it."""
+
+    deliveries: list[Delivery]
+    task: asyncio.Task[None]
+
+
 class Serving:
     """The requests of one agent id, as far as this process takes them."""
 
@@ -41,9 +50,8 @@ class Serving:
         self._bus = bus
         self._actions = actions
         self._faults = faults
-        self._queue: Deliveries = bus.log.deliver(bus.id, at_once)
-        self._running: dict[asyncio.Task[None], int] = {}  # and the position it answers
-        self._answering: dict[int, asyncio.Task[None]] = {}  # by position
+        self._queue: Deliveries = bus.log.deliver(bus.id, at_once, self._take)
+        self._running: dict[int, _Hand] = {}  # by position
         self._answered: dict[int, None] = {}  # positions, the latest ones
         # by source and messageId: what can be cancelled, and what was, the latest ones
         self._acting: dict[tuple[str, str], tuple[asyncio.Timeout, Context]] = {}
@@ -56,12 +64,12 @@ class Serving:
         return len(self._running)
 
     async def run(self) -> None:
-        """Take requests until cancelled."""
+        """Take requests until cancelled; say of each in hand that it is still worked on."""
         async with self._queue:
-            async for delivery in self._queue:
-                handling = asyncio.create_task(self._handle(delivery))
-                self._running[handling] = delivery.record.position
-                handling.add_done_callback(self._handled)
+            while True:
+                await asyncio.sleep(IN_PROGRESS_EVERY_S)
+                for hand in list(self._running.values()):
+                    await hand.deliveries[-1].in_progress()
 
     async def drain(self, within_s: float) -> list[int]:
         """Ask for nothing new and finish what is in hand; what is not done in time is given back.
@@ -69,48 +77,48 @@ class Serving:
         Returns the positions of the requests that were given back.
         """
         await self._queue.stop()
-        if self._running:
-            await asyncio.wait(self._running, timeout=within_s)
-        unfinished = sorted(self._running.values())
-        for handling in self._running:
-            handling.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        running = [hand.task for hand in self._running.values()]
+        if running:
+            await asyncio.wait(running, timeout=within_s)
+        unfinished = sorted(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         return unfinished
 
-    async def _handle(self, delivery: Delivery) -> None:
+    def _take(self, delivery: Delivery) -> None:
+        """One task answers a request, however often it is handed out meanwhile."""
+        position = delivery.record.position
+        hand = self._running.get(position)
+        if hand is not None:
+            hand.deliveries.append(delivery)
+            return
+        task = asyncio.create_task(self._handle(position))
+        self._running[position] = _Hand([delivery], task)
+
+    async def _handle(self, position: int) -> None:
+        deliveries = self._running[position].deliveries
+        done = False
+        try:
+            if position not in self._answered:
+                await self._answer(deliveries[0])
+                _keep(self._answered, position, ANSWERED_KEPT_MAX)
+            self._faults.reached("agent.answered")
+            done = True
+        except Exception as error:
+            logger.error("position %d was given back", position, exc_info=error)
+        finally:
+            del self._running[position]
+            for delivery in deliveries:
+                await (delivery.ack() if done else delivery.retry())
+
+    async def _answer(self, delivery: Delivery) -> None:
         record = delivery.record
         try:
             request = parse(record.data, record.subject)
         except MessageError as error:
             logger.warning("position %d is no message: %s", record.position, error)
-            await delivery.ack()
             return
-        if record.position not in self._answered:
-            await self._answered_once(request, delivery)
-        self._faults.reached("agent.answered")
-        await delivery.ack()
-
-    async def _answered_once(self, request: Message, delivery: Delivery) -> None:
-        """Wait for the one task that answers this request, however often it is handed out."""
-        position = delivery.record.position
-        answering = self._answering.get(position)
-        if answering is None:
-            answering = asyncio.create_task(self._answer(request, delivery))
-            self._answering[position] = answering
-        try:
-            while not (await asyncio.wait({answering}, timeout=IN_PROGRESS_EVERY_S))[0]:
-                await delivery.in_progress()
-            answering.result()
-        except BaseException:
-            answering.cancel()
-            await delivery.retry()
-            raise
-        finally:
-            self._answering.pop(position, None)
-        _keep(self._answered, position, ANSWERED_KEPT_MAX)
-
-    async def _answer(self, request: Message, delivery: Delivery) -> None:
-        record = delivery.record
         identity = answer_id(request, record)
         context = Context(self._bus, request, identity)
         in_hand.set(context)  # this task's own
@@ -206,16 +214,10 @@ class Serving:
         self, request: Message, identity: str, payload: dict[str, Any], **more: Any
     ) -> Message:
         try:
-            answer = Message.answer(request, self._bus.id, payload, message_id=identity, **more)
-            return checked(answer)
+            return Message.answer(request, self._bus.id, payload, message_id=identity, **more)
         except MessageError as error:  # too large, too deep, or no JSON
             said = BusError(f"the answer cannot be carried: {error.detail}", code=error.code)
             return Message.answer(request, self._bus.id, error_payload(said), message_id=identity)
-
-    def _handled(self, handling: asyncio.Task[None]) -> None:
-        position = self._running.pop(handling)
-        if not handling.cancelled() and (error := handling.exception()):
-            logger.error("position %d was given back", position, exc_info=error)
 
 
 def answer_id(request: Message, record: Record) -> str:

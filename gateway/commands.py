@@ -13,7 +13,7 @@ from typing import Any
 from gateway.call import Call, Gateway
 from mcp_bus.config import COMMAND_S, READ_MODEL_WAIT_S
 from mcp_bus.errors import BusError, Finding, MessageError
-from mcp_bus.messages import Message, is_error, parse
+from mcp_bus.messages import Message, is_error
 from mcp_bus.subjects import GATEWAY
 
 POSITION = "Bus-Position"
@@ -34,18 +34,10 @@ async def decided(
 
     Raises the decider's refusal, and what asking raises.
     """
-    expected = {} if call.expected is None else {"expected": call.expected}
-    command = Message.build(
-        "request",
-        GATEWAY,
-        decider,
-        {"action": action, "inputs": inputs, **expected},
-        message_id=message_id,
-        reply_to=gateway.asker.instance,
-        principal={"subject": call.principal.subject, "roles": list(call.principal.roles)},
-        traceparent=call.traceparent,
-    )
-    _check(command)
+    payload: dict[str, Any] = {"action": action, "inputs": inputs}
+    if call.expected is not None:
+        payload["expected"] = call.expected
+    command = _command(gateway, call, decider, payload, message_id)
     gateway.faults.reached("gateway.received")
     answer = await gateway.asker.ask(command, COMMAND_S)
     gateway.faults.reached("gateway.published")
@@ -64,10 +56,21 @@ async def settled(gateway: Gateway, call: Call) -> None:
         call.headers[READ_MODEL] = BEHIND
 
 
-def _check(command: Message) -> None:
-    """Refuse here what every reader of the log would put aside: too deep, too large."""
+def _command(
+    gateway: Gateway, call: Call, decider: str, payload: dict[str, Any], message_id: str | None
+) -> Message:
+    """The command as a message; too deep or too large is told by where it stands in the body."""
     try:
-        parse(command.encode(), command.subject)
+        return Message.build(
+            "request",
+            GATEWAY,
+            decider,
+            payload,
+            message_id=message_id,
+            reply_to=gateway.asker.instance,
+            principal={"subject": call.principal.subject, "roles": list(call.principal.roles)},
+            traceparent=call.traceparent,
+        )
     except MessageError as error:
         findings = [
             Finding(f.pointer.removeprefix(_INPUTS), f.code, f.detail) for f in error.findings

@@ -85,6 +85,9 @@ class Context(_Wire):
     metadata: Metadata
 
 
+_WIRE_NAMES = {name: field.alias or name for name, field in Metadata.model_fields.items()}
+
+
 class Message(_Wire):
     """One MCPMessage. Immutable; `encode()` gives its bytes."""
 
@@ -128,6 +131,22 @@ class Message(_Wire):
         return self._raw
 
     @classmethod
+    def read(cls, data: bytes) -> Self:
+        """The message in bytes, whatever subject they stand under; see `parse`."""
+        value = loads(data)
+        try:
+            message = cls.model_validate(value)
+        except ValidationError as error:
+            findings = findings_of(error)
+            raise MessageError(
+                "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in findings[:3]),
+                code=findings[0].code,
+                findings=findings,
+            ) from None
+        message._raw = bytes(data)
+        return message
+
+    @classmethod
     def build(
         cls,
         kind: Kind,
@@ -143,27 +162,22 @@ class Message(_Wire):
     ) -> Self:
         """A new message with a fresh id; further `metadata` by Python name, None left out.
 
-        Without a `correlation_id` the message opens a conversation of its own, named by its id.
+        It is what its readers will read: written as JSON, and let in again by `parse`, so that
+        what they would refuse is refused here, by MessageError. Without a `correlation_id` the
+        message opens a conversation of its own, named by its id.
         """
         own_id = message_id or new_id()
-        try:
-            return cls(
-                source=source,
-                target=target,
-                context=Context(
-                    type=kind,
-                    payload=payload,
-                    metadata=Metadata(
-                        timestamp=timestamp if timestamp is not None else now_ms(),
-                        correlation_id=correlation_id or own_id,
-                        capabilities=capabilities or [],
-                        message_id=own_id,
-                        **{name: value for name, value in metadata.items() if value is not None},
-                    ),
-                ),
-            )
-        except ValidationError as error:
-            raise MessageError("not a message", findings=findings_of(error)) from None
+        known = {
+            "timestamp": timestamp if timestamp is not None else now_ms(),
+            "correlationId": correlation_id or own_id,
+            "capabilities": capabilities or [],
+            "messageId": own_id,
+        }
+        for name, value in metadata.items():
+            if value is not None:
+                known[_WIRE_NAMES.get(name, name)] = value
+        context = {"type": kind, "payload": payload, "metadata": known}
+        return cls.read(dumps({"source": source, "target": target, "context": context}))
 
     @classmethod
     def answer(cls, request: Message, source: str, payload: Any, **more: Any) -> Self:
@@ -187,23 +201,13 @@ def parse(data: bytes, subject: str | None = None) -> Message:
 
     Raises MessageError with every finding; see the module's docstring for what is refused.
     """
-    value = loads(data)
-    try:
-        message = Message.model_validate(value)
-    except ValidationError as error:
-        findings = findings_of(error)
-        raise MessageError(
-            "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in findings[:3]),
-            code=findings[0].code,
-            findings=findings,
-        ) from None
+    message = Message.read(data)
     if subject is not None and message.subject != subject:
         raise MessageError(
             f"the envelope belongs under {message.subject}, found under {subject}",
             code="envelope_mismatch",
             pointer=_mismatch(message, subject),
         )
-    message._raw = bytes(data)
     return message
 
 

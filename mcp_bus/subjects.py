@@ -91,6 +91,11 @@ def requests_to(agent: str) -> str:
     return f"mcp.request.*.{agent}"
 
 
+def responses_to(asker: str) -> str:
+    """Filter of every answer to any process of `asker`."""
+    return f"mcp.response.*.{asker}.*"
+
+
 def queue_of(agent: str) -> str:
     """The durable consumer that is the work queue of an agent id."""
     return f"agent-{agent}"

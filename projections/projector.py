@@ -21,6 +21,7 @@ from mcp_bus.config import (
     PROJECT_BATCH_BYTES_MAX,
     PROJECT_BATCH_MAX,
     PROJECT_IDLE_S,
+    PROJECT_PACE_S,
     STANDBY_RETRY_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
@@ -71,6 +72,7 @@ async def _project(runtime: Runtime, connection: asyncpg.Connection) -> None:
                 runtime.report(position=position, lag=recorded - position)
                 position = await _step(runtime, connection, recorded)
             runtime.ready(position=position, lag=0)
+            await asyncio.sleep(PROJECT_PACE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROJECT_IDLE_S):
                     await wake.wait()

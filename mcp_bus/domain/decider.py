@@ -220,7 +220,7 @@ class Fold(Generic[S]):
 
 def render(draft: Draft, source: str, message_id: str, now: int) -> Message:
     """A draft as the message that goes into the log; MessageError when it cannot."""
-    message = Message.build(
+    return Message.build(
         draft.kind,
         source,
         draft.target,
@@ -234,8 +234,6 @@ def render(draft: Draft, source: str, message_id: str, now: int) -> Message:
         traceparent=draft.traceparent,
         step=draft.step,
     )
-    message.encode()
-    return message
 
 
 def answer(logged: Logged, payload: Any) -> Draft:

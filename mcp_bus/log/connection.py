@@ -9,7 +9,6 @@ Never: publish while disconnected, to be flushed blind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
@@ -17,14 +16,13 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
 from mcp_bus.errors import Refused, Unavailable
-from mcp_bus.log.delivery import Deliveries
+from mcp_bus.log.client import FORBIDDEN, Client, Listening
+from mcp_bus.log.delivery import Deliveries, Delivery
 from mcp_bus.log.follower import Follower
 from mcp_bus.log.publisher import Publisher
 from mcp_bus.log.records import NO_HEADERS, LogInfo, Published, Record
@@ -34,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 Token = str | Callable[[], str] | None
 
-_FORBIDDEN = re.compile(
-    r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
-)
 _DENIED = "authorization violation"
 _CONSUMER_EXISTS = (10148, 10013)
 
@@ -46,7 +41,7 @@ class Log:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.client = _Client()
+        self.client = Client()
         self.generation = 0
         self.ended = asyncio.Event()
         self.refused: Refused | None = None  # why the server lets us in no more
@@ -75,13 +70,14 @@ class Log:
 
     # --- reading
 
-    def follow(self, after: int, subject: str | None = None) -> Follower:
-        """Every message after a position, in order; `async with`, then `async for batch`."""
-        return Follower(self, after, subject)
+    def follow(self, after: int, subject: str | None = None, *, pace_s: float = 0.0) -> Follower:
+        """Every message after a position, in order; `async with`, then `async for batch`. With a
+        `pace_s`, who has caught up gets them at that pace."""
+        return Follower(self, after, subject, pace_s)
 
-    def deliver(self, agent: str, in_flight: int) -> Deliveries:
+    def deliver(self, agent: str, in_flight: int, handle: Callable[[Delivery], None]) -> Deliveries:
         """The requests to an agent id, shared with its other processes."""
-        return Deliveries(self, agent, in_flight)
+        return Deliveries(self, agent, in_flight, handle)
 
     async def get(self, position: int) -> Record | None:
         """The message at a position, None where the log holds none."""
@@ -94,13 +90,7 @@ class Log:
     async def listen(self, subject: str, handle: Callable[[Record], None]) -> Listening:
         """Call `handle` for what is published live; see `subjects.stored` for durable messages."""
 
-        async def heard(msg: Msg) -> None:
-            try:
-                handle(_heard(msg))
-            except Exception:
-                logger.exception("a listener failed on %s", msg.subject)
-
-        return await self.subscribe(subject, heard)
+        return await self.client.hear(subject, lambda msg: handle(_heard(msg)))
 
     async def heard_from_here(self, subject: str) -> None:
         """Wait until the server listens for us, so that nothing published later is missed.
@@ -202,6 +192,8 @@ class Log:
 
     async def connected(self, within_s: float) -> bool:
         """Wait until there is a connection; False when the time is up."""
+        if self._connected.is_set():
+            return True
         try:
             async with asyncio.timeout(within_s):
                 await self._connected.wait()
@@ -280,7 +272,7 @@ class Log:
         )
 
     async def _on_error(self, error: Exception) -> None:
-        found = _FORBIDDEN.search(str(error))
+        found = FORBIDDEN.search(str(error))
         if found and found[1].lower() == "subscription":
             self._unheard.add(found[2].lower())  # nats-py tells it in lower case
         elif found:
@@ -322,34 +314,6 @@ class Log:
 
     async def _on_reconnected(self) -> None:
         self._connected.set()
-
-
-class _Client(Client):
-    """nats-py, but for what it does when the server ends a connection with an error.
-
-    It would close for good: when a token is over, and when the server had no time to ask who may
-    connect, because a thousand others came back with us. Here it connects again, with the token
-    of now.
-    """
-
-    async def _process_err(self, err_msg: str) -> None:
-        if _FORBIDDEN.search(err_msg):
-            await super()._process_err(err_msg)
-            return
-        error = NatsError(f"nats: {err_msg}")
-        await self._error_cb(error)
-        await self._process_op_err(error)
-
-
-class Listening:
-    """A live subscription; `await stop()` ends it."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-
-    async def stop(self) -> None:
-        with contextlib.suppress(NatsError):  # the connection is gone, and this with it
-            await self._subscription.unsubscribe()
 
 
 async def connect(url: str, *, name: str, reconnect: bool = True, token: Token = None) -> Log:

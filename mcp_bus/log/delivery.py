@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
-from mcp_bus.log.records import STATUS, Record, attempts, record_of
+from mcp_bus.log.records import EXPIRED, STATUS, UNDELIVERED, Record, attempts, record_of
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
@@ -51,15 +52,21 @@ class Delivery:
 
 
 class Deliveries:
-    """`async with log.deliver(agent, 64) as queue: async for delivery in queue: …`"""
+    """`async with log.deliver(agent, 64, handle): …` calls `handle(delivery)` for each request."""
 
-    def __init__(self, log: Log, agent: str, in_flight: int) -> None:
+    def __init__(
+        self, log: Log, agent: str, at_once: int, handle: Callable[[Delivery], None]
+    ) -> None:
         self._log = log
         queue = f"{subjects.STREAM}.{subjects.queue_of(agent)}"
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{queue}"
-        self._room = in_flight  # neither asked for nor in hand
-        self._asked = 0
-        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        self._handle = handle
+        self._at_once = at_once
+        self._in_hand = 0
+        self._asked = 0  # of the server, by the pulls that are open
+        self._over_at = 0.0  # of the last one (s, of the loop)
+        self._refused = False
+        self._generation = log.generation
         self._changed = asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
 
@@ -81,14 +88,8 @@ class Deliveries:
             self._pulling.cancel()
             await asyncio.wait({self._pulling})
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delivery:
-        return Delivery(self, await self._arrived.get())
-
     def finished(self) -> None:
-        self._room += 1
+        self._in_hand -= 1
         self._changed.set()
 
     async def say(self, reply: str, word: bytes) -> None:
@@ -97,61 +98,54 @@ class Deliveries:
                 await self._log.client.publish(reply, word)
 
     async def _pull_for_ever(self) -> None:
-        """One pull at a time, on an inbox of its own, for as much as there is room.
+        """Keep as much asked for as there is room.
 
         A pull that was lost with its server, or fell on a queue that does not exist, answers
         nothing: its time is up after AGENT_PULL_S and a grace, and the next one begins.
         """
-        while True:
-            await self._log.connected(config.AGENT_PULL_S)
-            if self._room == 0 or not self._log.client.is_connected:
-                await self._room_or_connection()
-                continue
-            lost = asyncio.Event()
-            self._log.on_lost(lost)
-            try:
-                await self._pull_once(lost)
-            except (NatsError, OSError):
-                await asyncio.sleep(config.RECONNECT_WAIT_S)
-            finally:
-                self._log.off_lost(lost)
-                self._room += self._asked
-                self._asked = 0
-
-    async def _room_or_connection(self) -> None:
-        self._changed.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(config.RECONNECT_WAIT_S):
-                await self._changed.wait()
-
-    async def _pull_once(self, lost: asyncio.Event) -> None:
-        ended = asyncio.Event()
-
-        async def arrived(msg: Msg) -> None:
-            if msg.headers and STATUS in msg.headers and not msg.reply.startswith("$JS.ACK"):
-                ended.set()
-                return
-            self._asked -= 1
-            self._arrived.put_nowait(msg)
-            if self._asked <= 0:
-                ended.set()
-
         inbox = self._log.client.new_inbox()
-        self._asked, self._room = self._room, 0
-        request = {"batch": self._asked, "expires": int(config.AGENT_PULL_S * 1e9)}
-        subscription = await self._log.client.subscribe(
-            inbox, cb=arrived, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        listening = await self._log.client.hear(inbox, self._arrived)
+        try:
+            while True:
+                self._changed.clear()
+                if self._log.generation != self._generation:
+                    self._asked, self._generation = 0, self._log.generation
+                room = self._at_once - self._in_hand - self._asked
+                if room > 0 and self._asked * 2 < self._at_once:
+                    await self._pull(inbox, room)
+                try:
+                    async with asyncio.timeout_at(self._over_at if self._asked else None):
+                        await self._changed.wait()
+                except TimeoutError:
+                    self._asked = 0
+        finally:
+            await listening.stop()
+
+    async def _pull(self, inbox: str, room: int) -> None:
+        if self._refused:
+            await asyncio.sleep(config.RECONNECT_WAIT_S)
+            self._refused = False
+        while not await self._log.connected(config.AGENT_PULL_S):
+            pass
+        self._log.on_lost(self._changed)
+        request = {"batch": room, "expires": int(config.AGENT_PULL_S * 1e9)}
         try:
             await self._log.client.publish(self._subject, json.dumps(request).encode(), reply=inbox)
-            waits = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(lost.wait())]
-            await asyncio.wait(
-                waits,
-                timeout=config.AGENT_PULL_S + config.AGENT_PULL_GRACE_S,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            for wait in waits:
-                wait.cancel()
-        finally:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
+        except (NatsError, OSError):
+            self._refused = True
+            self._changed.set()
+            return
+        self._asked += room
+        wait_s = config.AGENT_PULL_S + config.AGENT_PULL_GRACE_S
+        self._over_at = asyncio.get_running_loop().time() + wait_s
+
+    def _arrived(self, msg: Msg) -> None:
+        self._changed.set()
+        if msg.headers and STATUS in msg.headers and not msg.reply.startswith("$JS.ACK"):
+            undelivered = int(msg.headers.get(UNDELIVERED, self._asked))
+            self._asked = max(0, self._asked - undelivered)
+            self._refused = msg.headers[STATUS] != EXPIRED
+            return
+        self._asked = max(0, self._asked - 1)
+        self._in_hand += 1
+        self._handle(Delivery(self, msg))

@@ -68,9 +68,7 @@ class FencedPublisher:
     async def open(self) -> None:
         """Listen for refusals; before the first publish."""
         self._inbox = self._log.client.new_inbox()
-        await self._log.client.subscribe(
-            f"{self._inbox}.*", cb=self._acked, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        await self._log.client.hear(f"{self._inbox}.*", self._acked)
 
     async def publish(self, outputs: Sequence[Output], epoch: int) -> None:
         """Hand outputs to the server, in order, fenced by `epoch`."""
@@ -134,7 +132,7 @@ class FencedPublisher:
         message = output.message
         return (await self._log.publisher.attempt(message.subject, message.encode(), headers)) or {}
 
-    async def _acked(self, msg: Msg) -> None:
+    def _acked(self, msg: Msg) -> None:
         if b'"error"' in msg.data:
             self._judge(json.loads(msg.data))
 

@@ -44,14 +44,12 @@ class Publisher:
         self._log = log
         self._inbox = ""
         self._next = 0
-        self._waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
+        self._waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any] | None]]] = {}
 
     async def open(self) -> None:
         """Listen for acks; called once by the connection, kept over reconnects."""
         self._inbox = self._log.client.new_inbox()
-        await self._log.client.subscribe(
-            f"{self._inbox}.*", cb=self._acked, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        await self._log.client.hear(f"{self._inbox}.*", self._acked)
 
     async def publish(self, message: Message) -> Published:
         """See `Log.publish`."""
@@ -88,18 +86,20 @@ class Publisher:
         """
         self._next += 1
         token = str(self._next)
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[dict[str, Any] | None] = loop.create_future()
         self._waiting[token] = (subject, future)
+        over = loop.call_later(config.PUBLISH_ATTEMPT_S, _over, future)
         try:
             await self._log.client.publish(
                 subject, data, reply=f"{self._inbox}.{token}", headers=headers
             )
-            async with asyncio.timeout(config.PUBLISH_ATTEMPT_S):
-                return await future
-        except (TimeoutError, NatsError, OSError):
+            return await future
+        except (NatsError, OSError):
             return None
         finally:
-            self._waiting.pop(token, None)
+            over.cancel()
+            del self._waiting[token]
 
     def forbidden(self, subject: str, error: BusError) -> None:
         """The server refused a publish to `subject`: it says so only beside the answer, and
@@ -108,7 +108,7 @@ class Publisher:
             if waiting.lower() == subject.lower() and not future.done():
                 future.set_exception(error)
 
-    async def _acked(self, msg: Msg) -> None:
+    def _acked(self, msg: Msg) -> None:
         _, future = self._waiting.get(msg.subject.rpartition(".")[2], ("", None))
         if future is None or future.done():
             return
@@ -125,6 +125,11 @@ class Publisher:
         if refusal:
             return Unavailable(f"the log is full ({refusal}), tried {tried}", code="log_full")
         return Unavailable(f"no connection to the log {tried}; nothing was published")
+
+
+def _over(future: asyncio.Future[dict[str, Any] | None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _retryable(error: dict[str, Any], subject: str) -> str:

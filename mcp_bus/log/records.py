@@ -19,6 +19,8 @@ BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
 BATCH_COMMIT: Final = "Nats-Batch-Commit"
 STATUS: Final = "Status"
 UNDELIVERED: Final = "Nats-Pending-Messages"  # of a pull that expired
+EXPIRED: Final = "408"  # how a pull ends that is not filled in time
+EMPTIED: Final = "404"  # and one that does not wait
 TRACEPARENT: Final = "traceparent"
 
 # err_code of a JetStream answer (nats-server, server/errors.json)
@@ -68,7 +70,10 @@ class LogInfo:
 NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
-def sequences(reply: str) -> tuple[int, int, int, int]:
+Sequences = tuple[int, int, int, int]
+
+
+def sequences(reply: str) -> Sequences:
     """(position, consumer sequence, time in µs, pending) from an ack subject.
 
     `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time ns>.<pending>`, or

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from mcp_bus import config, subjects, telemetry
 from mcp_bus.domain.decider import Decider, Draft, Fold, Logged
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
-from mcp_bus.log import FencedPublisher, Log, Output, Record
+from mcp_bus.log import FencedPublisher, Follower, Log, Output, Record, republished
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.runtime import Runtime
 
@@ -107,12 +107,15 @@ class Session(Generic[S]):
     async def work(self) -> None:
         """Follow, decide, publish, until the connection is lost (Unavailable)."""
         await self._publisher.open()
-        async with self._log.follow(self._fold.position) as follower:
+        position = self._fold.position
+        async with self._log.follow(position, pace_s=config.DECIDER_PACE_S) as follower:
             behind = follower.pending
+            await self._hear_what_is_asked(follower)
             while True:
-                batch = await follower.read(self._wait_s())
+                batch = await follower.read(self._wait_s(), now=self._held_up())
+                monotonic_ms = _monotonic_ms()
                 for record in batch:
-                    self._apply(record)
+                    self._apply(record, monotonic_ms)
                 behind -= len(batch)
                 observed = await self._beside(self._log, self._fold.state)
                 self._runtime.report(position=self._fold.position, lag=max(behind, 0))
@@ -127,8 +130,23 @@ class Session(Generic[S]):
 
     # --- reading
 
-    def _apply(self, record: Record) -> None:
-        self._clock_ahead = max(self._clock_ahead, record.time - _monotonic_ms())
+    async def _hear_what_is_asked(self, follower: Follower) -> None:
+        """Commands, and answers to our requests, are read as soon as they are stored."""
+
+        def asked(record: Record) -> None:
+            if (stored := republished(record)) is not None:
+                follower.hurry(stored.position)
+
+        name = self._fold.decider.name
+        for subject in (subjects.requests_to(name), subjects.responses_to(name)):
+            await self._log.listen(subjects.stored(subject), asked)
+
+    def _held_up(self) -> bool:
+        """Whether an input waits for a decision that is published and not read back yet."""
+        return bool(self._leading) and len(self._fold.undecided) > len(self._inflight)
+
+    def _apply(self, record: Record, monotonic_ms: int) -> None:
+        self._clock_ahead = max(self._clock_ahead, record.time - monotonic_ms)
         try:
             subject = subjects.parse(record.subject)
             if not self._fold.decider.reads(self._fold.state, subject):

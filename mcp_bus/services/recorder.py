@@ -21,6 +21,7 @@ from mcp_bus.config import (
     RECORD_BATCH_BYTES_MAX,
     RECORD_BATCH_MAX,
     RECORD_IDLE_S,
+    RECORD_PACE_S,
     STANDBY_RETRY_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
@@ -64,7 +65,7 @@ async def run(runtime: Runtime) -> None:
 async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
     """Batch after batch, until a connection is lost."""
     position = await event_store.open_checkpoint(connection, NAME)
-    async with log.follow(position) as follower:
+    async with log.follow(position, pace_s=RECORD_PACE_S) as follower:
         lag = follower.pending
         runtime.ready(position=position, lag=lag)
         while True:

@@ -44,9 +44,10 @@ async def taken(bus: Nats, client: Bus, action: str) -> AsyncIterator[Any]:
         pass  # it is registered, and has its queue
     process = await log.connect(bus.agent("payer"), name="payer")
     try:
-        async with process.deliver("payer", 1) as queue:
+        handed_out: asyncio.Queue[Delivery] = asyncio.Queue()
+        async with process.deliver("payer", 1, handed_out.put_nowait):
             asking = asyncio.create_task(client.request("payer", action, {"amount": 7}))
-            delivery = await anext(queue)
+            delivery = await handed_out.get()
             yield asking, process, delivery
             await delivery.retry()
             await process.client.flush()

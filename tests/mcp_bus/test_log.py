@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
 from mcp_bus import config, log
 from mcp_bus.errors import BusError, Unavailable
-from mcp_bus.log import Asker, FencedPublisher, Log, Output, Record
+from mcp_bus.log import Asker, Delivery, FencedPublisher, Log, Output, Record
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
@@ -41,6 +42,13 @@ async def me(nats: Nats) -> AsyncIterator[Log]:
 
 def event(number: int, source: str = "a") -> Message:
     return Message.build("event", source, "b", {"event": "Counted", "n": number})
+
+
+async def deliveries(agent: Log, name: str, at_once: int) -> AsyncGenerator[Delivery, None]:
+    taken: asyncio.Queue[Delivery] = asyncio.Queue()
+    async with agent.deliver(name, at_once, taken.put_nowait):
+        while True:
+            yield await taken.get()
 
 
 async def everything(bus: Log, after: int = 0) -> list[Record]:
@@ -108,6 +116,36 @@ async def test_a_follower_reads_on_as_messages_come(bus: Log) -> None:
         assert [r.position for r in await follower.read()] == [1]
 
 
+async def test_who_keeps_a_pace_reads_in_bursts(bus: Log) -> None:
+    """Having caught up, he is brought nothing before his time; what hurries comes at once, with
+    all that stands before it."""
+    async with bus.follow(0, pace_s=60) as follower:
+        await bus.publish(event(1))
+        assert [r.position for r in await follower.read()] == [1]
+        for number in (2, 3, 4):
+            await bus.publish(event(number))
+        assert await follower.read(0.05) == []
+        follower.hurry(4)
+        found: list[Record] = []
+        while len(found) < 3:
+            found += await asyncio.wait_for(follower.read(), 5)
+        assert [r.position for r in found] == [2, 3, 4]
+        await bus.publish(event(5))
+        assert await follower.read(0.05) == []
+        assert [r.position for r in await asyncio.wait_for(follower.read(now=True), 5)] == [5]
+
+
+async def test_a_pace_does_not_hold_up_who_is_far_behind(bus: Log) -> None:
+    """Several bursts are read as fast as the server sends them, and each position once."""
+    total = 3 * config.PULL_BATCH + 7
+    await asyncio.gather(*(bus.publish(event(n)) for n in range(total)))
+    found: list[Record] = []
+    async with asyncio.timeout(10), bus.follow(0, pace_s=0.2) as follower:
+        while len(found) < total:
+            found += await follower.read()
+    assert [r.position for r in found] == list(range(1, total + 1))
+
+
 async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
     """Never a silent end: who follows gets Unavailable and begins anew after its position."""
     session = await log.connect(nats.services, name="test", reconnect=False)
@@ -146,13 +184,12 @@ async def test_a_queue_begins_where_it_is_opened_and_shares_its_work(bus: Log, a
     done = asyncio.Event()
 
     async def take() -> None:
-        async with agents.deliver("echo", 2) as queue:
-            async for delivery in queue:
-                assert delivery.attempt == 1
-                taken.append(parse(delivery.record.data, delivery.record.subject).payload["n"])
-                await delivery.ack()
-                if len(taken) == 20:
-                    done.set()
+        async for delivery in deliveries(agents, "echo", 2):
+            assert delivery.attempt == 1
+            taken.append(parse(delivery.record.data, delivery.record.subject).payload["n"])
+            await delivery.ack()
+            if len(taken) == 20:
+                done.set()
 
     takers = [asyncio.create_task(take()) for _ in range(2)]
     for number in range(20):
@@ -167,7 +204,7 @@ async def test_a_request_given_back_is_delivered_again(bus: Log, agents: Log) ->
     """retry hands it out at once, and counts."""
     await bus.open_queue("echo", after=0)
     await bus.publish(Message.build("request", "x", "echo", {}))
-    async with agents.deliver("echo", 1) as queue:
+    async with contextlib.aclosing(deliveries(agents, "echo", 1)) as queue:
         first = await anext(queue)
         await first.retry()
         second = await asyncio.wait_for(anext(queue), 5)
@@ -180,9 +217,27 @@ async def test_a_queue_stops_whatever_it_is_doing(bus: Log, agents: Log) -> None
     """At each of its first steps: a cancellation that is forgotten would let it pull for ever."""
     await bus.open_queue("echo", after=0)
     for steps in range(40):
-        async with asyncio.timeout(5), agents.deliver("echo", 1):
+        async with asyncio.timeout(5), agents.deliver("echo", 1, lambda _: None):
             for _ in range(steps):
                 await asyncio.sleep(0)
+
+
+async def test_a_listener_that_fails_ends_nothing(bus: Log) -> None:
+    """It is called from inside the connection, and must not take that with it."""
+    heard: list[bytes] = []
+    two = asyncio.Event()
+
+    def fail(record: Record) -> None:
+        heard.append(record.data)
+        if len(heard) == 2:
+            two.set()
+        raise RuntimeError("on purpose")
+
+    await bus.listen("said.here", fail)
+    await bus.tell("said.here", b"1")
+    await bus.tell("said.here", b"2")
+    await asyncio.wait_for(two.wait(), 5)
+    assert (await bus.publish(event(1))).position == 1
 
 
 async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
@@ -206,11 +261,10 @@ async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, 
     await bus.open_queue("echo", after=0)
 
     async def answer() -> None:
-        async with agents.deliver("echo", 4) as queue:
-            async for delivery in queue:
-                asked = parse(delivery.record.data, delivery.record.subject)
-                await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
-                await delivery.ack()
+        async for delivery in deliveries(agents, "echo", 4):
+            asked = parse(delivery.record.data, delivery.record.subject)
+            await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
+            await delivery.ack()
 
     answering = asyncio.create_task(answer())
     asked = [

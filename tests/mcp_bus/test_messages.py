@@ -200,6 +200,21 @@ def test_a_payload_that_json_cannot_carry_is_refused_before_it_is_sent() -> None
         assert caught.value.code == code
 
 
+def test_what_is_built_is_what_its_readers_read() -> None:
+    """Bounds are the reader's, told by the reader's pointers; a tuple is an array at once."""
+    with pytest.raises(MessageError) as caught:
+        Message.build("event", "a", "b", {"n": 2**53 + 1})
+    assert [(f.code, f.pointer) for f in caught.value.findings] == [
+        ("bad_number", "/context/payload/n")
+    ]
+    message = Message.build("event", "a", "b", {"n": (1, 2)}, reply_to="p", deadline=5, note="kept")
+    assert message.payload == {"n": [1, 2]}
+    assert message == parse(message.encode(), message.subject)
+    assert list(loads(message.encode())["context"]["metadata"])[3:] == [
+        *("messageId", "replyTo", "deadline", "note"),
+    ]
+
+
 def test_ids_sort_by_time_and_are_version_seven() -> None:
     """Ids are UUIDv7: 36 characters, version and variant bits set, all different."""
     ids = [new_id() for _ in range(1000)]
