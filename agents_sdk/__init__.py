@@ -5,8 +5,9 @@ It needs nats-py and pydantic and nothing of the server; docs/sdk.md is its refe
 
 from agents_sdk.actions import Action, ActionError
 from agents_sdk.agent import Agent
-from agents_sdk.client import Bus, Subscription, connect
+from agents_sdk.client import Bus, connect
 from agents_sdk.context import Context
+from agents_sdk.subscription import Subscription
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message
 

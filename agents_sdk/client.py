@@ -6,8 +6,7 @@
 The bus is found by arguments, else by MCP_BUS_NATS and MCP_BUS_TOKEN, else in DATA_DIR/bus.json.
 What is sent inside an action belongs to its conversation: correlationId, causationId and
 traceparent are those of the request in hand. What would be refused by its reader is refused here,
-before it is published. Never: a subscription that skips silently; it ends with an error instead.
-Listening is live: what was published while nobody listened is not heard (this landing).
+before it is published. Never: a subscription that skips silently.
 """
 
 from __future__ import annotations
@@ -15,24 +14,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 from agents_sdk import executions, streaming
 from agents_sdk.context import in_hand
 from agents_sdk.signals import Signals
+from agents_sdk.subscription import Subscription
 from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
-from mcp_bus.config import EXECUTION_S, REQUEST_S, SUBSCRIPTION_MESSAGES_MAX
-from mcp_bus.errors import BusError, MessageError, Refused, SettingsError, Unavailable
-from mcp_bus.messages import Kind, Message, dumps, loads, now_ms, parse
+from mcp_bus.config import ANSWER_BYTES_MAX, EXECUTION_S, READ_PAGE_MAX, REQUEST_S
+from mcp_bus.errors import BusError, Refused, SettingsError, Unavailable
+from mcp_bus.messages import Kind, Message, dumps, loads, now_ms
 
 CLIENT_ID = "client"
 
 OnProgress = Callable[[float, str], None]
+
+
+class Page(NamedTuple):
+    """Some messages of the log, and the position after which the next page begins, if any."""
+
+    records: list[log.Record]
+    next: int | None
 
 
 @contextlib.asynccontextmanager
@@ -101,7 +106,7 @@ class Bus:
         self.log = channel
         self._tokens = tokens
         self._renewing = asyncio.create_task(tokens.keep(channel))
-        self._asker = log.Asker(channel, id)
+        self._asker = log.Asker(channel, id, self._answers)
         self.signals = Signals(channel, id)
         self._subscriptions: set[Subscription] = set()
 
@@ -186,8 +191,40 @@ class Bus:
                 return found
 
     async def _query(self, name: str, params: dict[str, Any]) -> Any:
-        data = dumps({"query": name, "params": params})
-        answer = loads(await self.log.question(subjects.query_of(self.id), data))
+        return await self._outputs(subjects.query_of(self.id), {"query": name, "params": params})
+
+    async def read(self, subject: str, after: int, limit: int = READ_PAGE_MAX) -> Page:
+        """A page of what the log holds of a subject filter after a position.
+
+        Raises Refused for what `id` may not read, Unavailable when nobody answers.
+        """
+        found = await self._read(subject, {"after": after, "limit": limit})
+        return Page([_record(shown) for shown in found["messages"]], found["next"])
+
+    async def last_position(self, subject: str) -> int:
+        """Where the log ends now; raises as `read`."""
+        found: int = (await self._read(subject, {}))["last"]
+        return found
+
+    async def is_answered(self, position: int, *, by_registry: bool = False) -> bool:
+        """Whether the log holds an answer to a request to `id`, or one by which the registry has
+        given it up; raises as `read`."""
+        asked = {"answered": position, "byRegistry": by_registry}
+        found = await self._outputs(subjects.read_of(self.id), asked)
+        return bool(found["answered"])
+
+    async def _read(self, subject: str, wanted: dict[str, Any]) -> Any:
+        names = subjects.parse(subject, wild=True)
+        own = self.id in (names.source, names.target)
+        where = subjects.read_of(self.id, everything=not own)
+        return await self._outputs(where, {"subject": subject, **wanted})
+
+    async def _answers(self, subject: str, after: int) -> list[log.Record]:
+        return (await self.read(subject, after)).records
+
+    async def _outputs(self, subject: str, asked: dict[str, Any]) -> Any:
+        """What one who serves a subject answers; raises BusError: the answer's, or Unavailable."""
+        answer = loads(await self.log.question(subject, dumps(asked)), ANSWER_BYTES_MAX)
         if "error" in answer:
             raise BusError.from_json(answer["error"])
         return answer["outputs"]
@@ -202,14 +239,23 @@ class Bus:
         message = self._message("event", target, payload, correlation_id)
         return (await self.log.publish(message)).position
 
-    def subscribe(self, source: str = "*", target: str = "*", kind: Kind = "event") -> Subscription:
-        """The messages stored from now on; "*" is any id. See Subscription."""
+    def subscribe(
+        self,
+        source: str = "*",
+        target: str = "*",
+        kind: Kind = "event",
+        *,
+        after: int | None = None,
+    ) -> Subscription:
+        """The messages stored after a position, or from now on; "*" is any id. See
+        Subscription."""
         for name in (source, target):
             if name != "*" and not subjects.is_id(name):
                 raise Refused(f"{name!r} is neither an id nor *", code="bad_id")
         if kind not in subjects.KINDS:
             raise Refused(f"{kind!r} is not one of {', '.join(subjects.KINDS)}")
-        return Subscription(self, f"mcp.{kind}.{source}.{target}" + ".*" * (kind == "response"))
+        subject = f"mcp.{kind}.{source}.{target}" + ".*" * (kind == "response")
+        return Subscription(self, subject, after)
 
     async def close(self) -> None:
         """End what listens, then the connection."""
@@ -282,82 +328,9 @@ class Bus:
         )
 
 
-class Subscription:
-    """`async with bus.subscribe(…) as messages:` hears from its start on; `async for message in
-    bus.subscribe(…)` from its first step on. Ends when the bus is closed.
-
-    Who is more than SUBSCRIPTION_MESSAGES_MAX behind, or lost the connection, first gets what
-    arrived and then Unavailable: never a gap without a word.
-    """
-
-    def __init__(self, bus: Bus, subject: str) -> None:
-        self._bus = bus
-        self._subject = subjects.stored(subject)
-        self._arrived: deque[Message] = deque()
-        self._changed = asyncio.Event()
-        self._listening: log.Listening | None = None
-        self._generation = 0
-        self._overrun = False
-        self._stopped = False
-
-    async def __aenter__(self) -> Self:
-        self._generation = self._bus.log.generation
-        self._bus.log.on_lost(self._changed)
-        self._listening = await self._bus.log.listen(self._subject, self._heard)
-        self._bus._subscriptions.add(self)
-        try:
-            await self._bus.log.heard_from_here(self._subject)
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        if self._listening is None:
-            await self.__aenter__()
-        while not self._arrived:
-            if self._stopped:
-                raise StopAsyncIteration
-            if self._overrun:
-                raise Unavailable(
-                    f"more than {SUBSCRIPTION_MESSAGES_MAX} messages behind on {self._subject}"
-                )
-            if self._bus.log.generation != self._generation:
-                raise Unavailable(f"the connection was lost while listening to {self._subject}")
-            self._changed.clear()
-            await self._changed.wait()
-        return self._arrived.popleft()
-
-    async def stop(self) -> None:
-        """Hear no more; also done when the bus is closed."""
-        self._stopped = True
-        self._changed.set()
-        self._bus.log.off_lost(self._changed)
-        self._bus._subscriptions.discard(self)
-        if self._listening is not None:
-            await self._listening.stop()
-
-    def _heard(self, record: log.Record) -> None:
-        if len(self._arrived) == SUBSCRIPTION_MESSAGES_MAX or self._overrun:
-            self._overrun = True
-            return
-        try:
-            message = parse(record.data, "mcp." + record.subject.removeprefix("out."))
-        except MessageError:
-            return  # stored, and kept in quarantine by the recorder
-        self._arrived.append(message)
-        self._changed.set()
+def _record(shown: dict[str, Any]) -> log.Record:
+    data = shown["data"].encode()
+    return log.Record(shown["position"], shown["time"] * 1000, shown["subject"], data, {})
 
 
 def _in_folder(data_dir: Path) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """How an agent's process works: takes the requests to its id, runs their actions, answers.
 
 Promises: an answer is in the log before its request is acknowledged, and its id follows from the
-request, so that an answer published twice is one; what this process has answered it does not run
-again; a request that it cannot finish is given back. A process that dies in between leaves its
-request to another one. That one cannot look for an answer, because an agent may not read the log:
-it runs the action again, and of two answers the first one stands. An action that must not run
-twice is not `idempotent`, and the other process answers `maybe_executed` in its place, under the
-id of the answer; where the log holds that already, it stores nothing, and the true one stands.
+request, so that an answer published twice is one; what is answered it does not run again; a request
+that it cannot finish is given back. A process that dies in between leaves its request to another
+one, which looks for an answer first (`bus.read`). Where there is none, or nobody can say, it runs
+the action again, and of two answers the first one stands. An action that must not run twice is not
+`idempotent`, and the other process answers `maybe_executed` in its place, under the id of the
+answer; where the log holds that already, it stores nothing, and the true one stands.
 Never: a traceback, or anything of a payload, outside this process's own log.
 """
 
@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
-from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S
+from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S, LOOK_AFTER_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Deliveries, Delivery, Record
-from mcp_bus.messages import Message, error_payload, parse
+from mcp_bus.messages import Message, error_payload, now_ms, parse
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,8 @@ class Serving:
         except MessageError as error:
             logger.warning("position %d is no message: %s", record.position, error)
             return
+        if await self._is_over(delivery):
+            return
         identity = answer_id(request, record)
         context = Context(self._bus, request, identity)
         in_hand.set(context)  # this task's own
@@ -135,6 +137,19 @@ class Serving:
             except Refused as error:
                 logger.error("the answer to %s is refused for good: %s", where, error)
                 return
+
+    async def _is_over(self, delivery: Delivery) -> bool:
+        """Whether the log holds an answer already: from the process that had the request before,
+        or from the registry, which gives up what nobody takes. Where nobody can say, it does not.
+        """
+        record, again = delivery.record, delivery.attempt > 1
+        if not again and now_ms() - record.time < LOOK_AFTER_S * 1000:
+            return False
+        try:
+            return await self._bus.is_answered(record.position, by_registry=not again)
+        except BusError as error:
+            logger.info("position %d may be answered already: %s", record.position, error)
+            return False
 
     async def _payload(
         self, request: Message, context: Context, again: bool, where: str

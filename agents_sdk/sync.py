@@ -133,10 +133,16 @@ class Bus:
 
     @contextlib.contextmanager
     def subscribe(
-        self, source: str = "*", target: str = "*", kind: Kind = "event"
+        self,
+        source: str = "*",
+        target: str = "*",
+        kind: Kind = "event",
+        *,
+        after: int | None = None,
     ) -> Iterator[Iterator[Message]]:
-        """`with bus.subscribe(…) as messages: for message in messages:` hears from its start on."""
-        subscription = self._bus.subscribe(source, target, kind)
+        """`with bus.subscribe(…) as messages: for message in messages:` hears from its start on,
+        or from after a position."""
+        subscription = self._bus.subscribe(source, target, kind, after=after)
         self._run(subscription.__aenter__())
         try:
             yield self._each(subscription)

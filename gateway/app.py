@@ -26,6 +26,7 @@ from mcp_bus.domain.health import Heartbeats
 from mcp_bus.errors import SettingsError
 from mcp_bus.log import Asker, Record
 from mcp_bus.runtime import Runtime
+from mcp_bus.services import reader
 from mcp_bus.services.revocations import Revocations, Watch
 from mcp_bus.subjects import GATEWAY, heartbeat_of
 
@@ -66,7 +67,7 @@ async def opened(runtime: Runtime, revocations: Revocations) -> AsyncIterator[Ga
     keys = runtime.keys  # before anything is opened: the file may be wrong
     log = await runtime.connect_log()
     pool = await runtime.connect_store()
-    asker = Asker(log, GATEWAY, may_read=True)
+    asker = Asker(log, GATEWAY, log.answers)
     await asker.start()
     services = Services()
     heartbeats = Heartbeats()
@@ -92,7 +93,7 @@ async def opened(runtime: Runtime, revocations: Revocations) -> AsyncIterator[Ga
             faults=runtime.faults,
             stopping=asyncio.Event(),
         )
-        listening.append(await bus_queries.serve(gateway))
+        listening += [await bus_queries.serve(gateway), *await reader.serve(log)]
         yield gateway
     finally:
         for each in listening:

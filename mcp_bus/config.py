@@ -45,7 +45,6 @@ DENIALS_MAX = 3  # each within DENIAL_QUICK_S of the one before: then the answer
 DENIAL_QUICK_S = 1.5  # the server waits 3 s for a bus that does not say who may connect
 KICK_AGAIN_S = 2.0
 SERVERS_ANSWER_S = 0.5  # for all servers of a cluster to say who is connected
-RECOVER_PAGE_MAX = 200
 
 # --- deciders ---------------------------------------------------------------------------------
 ATOMIC_BATCH_MAX = 500  # the server takes 1,000
@@ -95,6 +94,7 @@ AGENT_PULL_GRACE_S = 0.5
 IN_PROGRESS_EVERY_S = 3.0
 DELIVER_MAX = 5
 ACK_PENDING_MAX = 10_000
+LOOK_AFTER_S = 1.0  # a request that waited so long may be given up: it is looked up first
 HANDLERS_MAX = 64  # actions that one agent process runs at once
 CONCURRENCY_MAX = 1024  # that an agent may name for its processes
 HEARTBEAT_EVERY_S = 5.0
@@ -129,7 +129,12 @@ MCP_TOOL_PAGES_MAX = 100
 MCP_LIST_EVERY_S = 0.5  # tools that change more often are listed this often
 MCP_LISTEN_AGAIN_S = 5.0  # a server that stopped to tell of changes is asked to again
 MCP_HTTP_S = 30.0  # to reach a server, to send, and for a good-bye
-RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this
+RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this, and each time later
+RECOVER_AFTER_S_MAX = 16.0
+READ_PAGE_MAX = 500  # messages of the log that one question to the bus reads
+READ_BYTES_MAX = 200_000  # of all but the last; as text in an answer each may take twice as much
+READ_ANSWERS_MAX = 20_000  # that one look for the answer to a request passes
+SUBSCRIPTION_RECOVER_S = 60.0  # that a listener tries to read what it missed
 
 # --- gateway ----------------------------------------------------------------------------------
 BODY_BYTES_MAX = 512 * 1024

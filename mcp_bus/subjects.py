@@ -66,14 +66,15 @@ def capability_in(target: str) -> str | None:
     return target.removeprefix(CAPABILITY) if target.startswith(CAPABILITY) else None
 
 
-def parse(subject: str) -> Subject:
-    """The parts of an `mcp.` subject; MessageError `bad_id` for anything else."""
+def parse(subject: str, *, wild: bool = False) -> Subject:
+    """The parts of an `mcp.` subject, or of a filter, where `*` is any id if `wild`;
+    MessageError `bad_id` for anything else."""
     tokens = subject.split(".")
     expected = 5 if len(tokens) > 1 and tokens[1] == "response" else 4
     if tokens[0] != "mcp" or len(tokens) != expected or tokens[1] not in KINDS:
         raise MessageError(f"{subject!r} is not a subject of the log", code="bad_id", pointer="")
     for token in tokens[2:]:
-        if not is_id(token):
+        if not is_id(token) and not (wild and token == "*"):
             raise MessageError(
                 f"{token!r} in subject {subject!r} is not an id", code="bad_id", pointer=""
             )
@@ -119,6 +120,11 @@ def epoch_of(decider: str) -> str:
 def query_of(agent: str) -> str:
     """Where an agent asks the read models; answered by a gateway, never stored."""
     return f"bus.query.{agent}"
+
+
+def read_of(agent: str, *, everything: bool = False) -> str:
+    """Where an agent reads the log: what is from, to or about it, or everything; never stored."""
+    return f"bus.read.{agent}.any" if everything else f"bus.read.{agent}"
 
 
 def heartbeat_of(agent: str) -> str:

@@ -5,12 +5,17 @@ heard on the log's republished subject, so that only a durable answer counts. An
 the outstanding question whose messageId is its causationId, in the same conversation, from the
 agent that was asked; without a causationId only if one such question is outstanding. An *error*
 from the registry counts for everybody: it answers for those who cannot. All else is ignored.
+
+What is heard live can be missed: with the connection, or with the server that stored the answer. So
+a question that stays silent looks into the log.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +26,11 @@ from mcp_bus.messages import Message, belongs, parse
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Listening, Log
+
+
+logger = logging.getLogger(__name__)
+
+Read = Callable[[str, int], Awaitable[Sequence[Record]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +49,14 @@ class _Question:
 
 
 class Asker:
-    """Asks in the name of `source`; `may_read` where the account may read the log directly."""
+    """Asks in the name of `source`. `read(subject, after)` gives a page of the log, by which an
+    answer is found that nobody could hear."""
 
-    def __init__(self, log: Log, source: str, *, may_read: bool = False) -> None:
+    def __init__(self, log: Log, source: str, read: Read) -> None:
         self.source = source
         self.instance = secrets.token_hex(8)
         self._log = log
-        self._may_read = may_read
+        self._read = read
         self._questions: dict[str, _Question] = {}
         self._listening: Listening | None = None
 
@@ -78,36 +89,39 @@ class Asker:
             del self._questions[message_id]
 
     async def _wait(self, question: _Question, timeout_s: float) -> Answer:
+        """While it is silent, look into the log, each time later."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
-        while (left := until - loop.time()) > 0:
-            step = min(left, config.RECOVER_AFTER_S) if self._may_read else left
-            done, _ = await asyncio.wait({question.answered}, timeout=step)
-            if done:
-                return question.answered.result()
-            if self._may_read:
-                await self._recover(question)
-        if question.answered.done():
-            return question.answered.result()
+        until, look_s = loop.time() + timeout_s, config.RECOVER_AFTER_S
+        looked, looking = question.position, None
+        try:
+            while (left := until - loop.time()) > 0:
+                done, _ = await asyncio.wait({question.answered}, timeout=min(left, look_s))
+                if done:
+                    return question.answered.result()
+                look_s = min(look_s * 2, config.RECOVER_AFTER_S_MAX)
+                if looking is None or looking.done():
+                    looked = looked if looking is None else looking.result()
+                    looking = asyncio.create_task(self._look(looked))
+        finally:
+            if looking is not None:
+                looking.cancel()
         raise Unavailable(
             f"{question.message.target} did not answer within {timeout_s:g} s",
             code="answer_timeout",
             details={"position": question.position},
         )
 
-    async def _recover(self, question: _Question) -> None:
-        """Look for an answer that was published while nobody could hear it."""
+    async def _look(self, after: int) -> int:
+        """Take a page of answers that are stored after a position; where it ends."""
         wanted = f"mcp.response.*.{self.source}.{self.instance}"
-        after = question.position
-        for _ in range(config.RECOVER_PAGE_MAX):
-            try:
-                record = await self._log.next(wanted, after)
-            except Unavailable:
-                return
-            if record is None or question.answered.done():
-                return
-            after = record.position
+        try:
+            found = await self._read(wanted, after)
+        except BusError as error:
+            logger.debug("cannot look for answers: %s", error)
+            return after
+        for record in found:
             self._consider(record)
+        return found[-1].position if found else after
 
     def _heard(self, record: Record) -> None:
         stored = republished(record)

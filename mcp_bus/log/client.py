@@ -19,6 +19,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from mcp_bus import config
+
 logger = logging.getLogger(__name__)
 
 FORBIDDEN = re.compile(
@@ -69,3 +71,22 @@ class Listening:
     async def stop(self) -> None:
         with contextlib.suppress(NatsError):  # the connection is gone, and this with it
             await self._subscription.unsubscribe()
+
+    async def drain(self) -> None:
+        """Have the server send no more; what it has sent already is heard before this returns."""
+        client = self._subscription._conn
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            if client.is_connected:
+                await client._send_unsubscribe(self._subscription._id)
+                await settled(client)
+        await self.stop()
+
+
+async def settled(client: nats.aio.client.Client) -> None:
+    """Wait until the server has read what was sent, and what it sent before that is read here.
+
+    Raises TimeoutError, NatsError, OSError.
+    """
+    # twice: nats-py's first PING overtakes what still waits to be written
+    await client.flush(int(config.LOG_REQUEST_S))
+    await client.flush(int(config.LOG_REQUEST_S))

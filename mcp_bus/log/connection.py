@@ -21,11 +21,12 @@ from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
 from mcp_bus.errors import Refused, Unavailable
-from mcp_bus.log.client import FORBIDDEN, Client, Listening
+from mcp_bus.log import page
+from mcp_bus.log.client import FORBIDDEN, Client, Listening, settled
 from mcp_bus.log.delivery import Deliveries, Delivery
 from mcp_bus.log.follower import Follower
 from mcp_bus.log.publisher import Publisher
-from mcp_bus.log.records import NO_HEADERS, LogInfo, Published, Record
+from mcp_bus.log.records import LogInfo, Published, Record, fetched, heard
 from mcp_bus.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -87,10 +88,20 @@ class Log:
         """The first message after a position that a subject filter matches."""
         return await self._direct({"seq": after + 1, "next_by_subj": subject})
 
+    async def page(
+        self, subject: str, after: int, limit: int, bytes_max: int
+    ) -> tuple[list[Record], bool]:
+        """Messages after a position that a subject filter matches, at most `limit` and, but for
+        the last one, `bytes_max`; and whether there are more. Raises Unavailable."""
+        return await page.read(self, subject, after, limit, bytes_max)
+
+    async def answers(self, subject: str, after: int) -> list[Record]:
+        """A page as an Asker reads it."""
+        return (await self.page(subject, after, config.READ_PAGE_MAX, config.READ_BYTES_MAX))[0]
+
     async def listen(self, subject: str, handle: Callable[[Record], None]) -> Listening:
         """Call `handle` for what is published live; see `subjects.stored` for durable messages."""
-
-        return await self.client.hear(subject, lambda msg: handle(_heard(msg)))
+        return await self.client.hear(subject, lambda msg: handle(heard(msg)))
 
     async def heard_from_here(self, subject: str) -> None:
         """Wait until the server listens for us, so that nothing published later is missed.
@@ -98,9 +109,7 @@ class Log:
         Raises Refused `forbidden`, Unavailable.
         """
         try:
-            # twice: nats-py's first PING overtakes the subscription that still waits to be written
-            await self.client.flush(int(config.LOG_REQUEST_S))
-            await self.client.flush(int(config.LOG_REQUEST_S))
+            await settled(self.client)
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"cannot listen to {subject}: {error!r}") from None
         if subject.lower() in self._unheard:
@@ -263,13 +272,7 @@ class Log:
             msg = await self.ask(subject, json.dumps(wanted).encode())
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"the log did not answer a read: {error!r}") from None
-        headers = dict(msg.headers or {})
-        if "Nats-Sequence" not in headers:
-            return None
-        time_us = _rfc3339_us(headers["Nats-Time-Stamp"])
-        return Record(
-            int(headers["Nats-Sequence"]), time_us, headers["Nats-Subject"], msg.data, headers
-        )
+        return fetched(msg)
 
     async def _on_error(self, error: Exception) -> None:
         found = FORBIDDEN.search(str(error))
@@ -331,29 +334,6 @@ async def connect(url: str, *, name: str, reconnect: bool = True, token: Token =
 def _jittered_s() -> float:
     """Between two tries to connect again: not all at once after the server was away."""
     return random.uniform(config.RECONNECT_WAIT_S, config.RECONNECT_WAIT_S_MAX)
-
-
-def _heard(msg: Msg) -> Record:
-    headers = msg.headers or NO_HEADERS
-    position = headers.get("Nats-Sequence", "0")
-    stamp = headers.get("Nats-Time-Stamp")
-    return Record(
-        int(position) if position.isdigit() else 0,
-        _rfc3339_us(stamp) if stamp else 0,
-        msg.subject,
-        msg.data,
-        headers,
-    )
-
-
-def _rfc3339_us(stamp: str) -> int:
-    """Unix µs of `2026-11-23T10:00:00.123456789Z`; Python reads six digits, the server writes
-    up to nine."""
-    from datetime import datetime
-
-    base, _, fraction = stamp.rstrip("Z").partition(".")
-    whole = int(datetime.fromisoformat(base + "+00:00").timestamp())
-    return whole * 1_000_000 + int((fraction + "000000")[:6])
 
 
 def _without_password(url: str) -> str:

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
+from mcp_bus.log.client import Listening
 from mcp_bus.log.records import EXPIRED, STATUS, UNDELIVERED, Record, attempts, record_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Deliveries:
         self._generation = log.generation
         self._changed = asyncio.Event()
         self._pulling: asyncio.Task[None] | None = None
+        self._listening: Listening | None = None
 
     async def __aenter__(self) -> Self:
         self._pulling = asyncio.create_task(self._pull_for_ever())
@@ -83,10 +85,14 @@ class Deliveries:
         await self.stop()
 
     async def stop(self) -> None:
-        """Take no further requests; those in hand may still be ended."""
+        """Ask for no further requests, and take those that are on the way; what is in hand may
+        still be ended."""
         if self._pulling:
             self._pulling.cancel()
             await asyncio.wait({self._pulling})
+        if self._listening:
+            await self._listening.drain()
+            self._listening = None
 
     def finished(self) -> None:
         self._in_hand -= 1
@@ -104,22 +110,19 @@ class Deliveries:
         nothing: its time is up after AGENT_PULL_S and a grace, and the next one begins.
         """
         inbox = self._log.client.new_inbox()
-        listening = await self._log.client.hear(inbox, self._arrived)
-        try:
-            while True:
-                self._changed.clear()
-                if self._log.generation != self._generation:
-                    self._asked, self._generation = 0, self._log.generation
-                room = self._at_once - self._in_hand - self._asked
-                if room > 0 and self._asked * 2 < self._at_once:
-                    await self._pull(inbox, room)
-                try:
-                    async with asyncio.timeout_at(self._over_at if self._asked else None):
-                        await self._changed.wait()
-                except TimeoutError:
-                    self._asked = 0
-        finally:
-            await listening.stop()
+        self._listening = await self._log.client.hear(inbox, self._arrived)
+        while True:
+            self._changed.clear()
+            if self._log.generation != self._generation:
+                self._asked, self._generation = 0, self._log.generation
+            room = self._at_once - self._in_hand - self._asked
+            if room > 0 and self._asked * 2 < self._at_once:
+                await self._pull(inbox, room)
+            try:
+                async with asyncio.timeout_at(self._over_at if self._asked else None):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._asked = 0
 
     async def _pull(self, inbox: str, room: int) -> None:
         if self._refused:

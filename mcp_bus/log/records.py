@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from nats.aio.msg import Msg
@@ -108,3 +109,35 @@ def record_of(msg: Msg) -> Record:
     """A message that a consumer delivered."""
     position, _, time_us, _ = sequences(msg.reply)
     return Record(position, time_us, msg.subject, msg.data, msg.headers or NO_HEADERS)
+
+
+def heard(msg: Msg) -> Record:
+    """A message that came by itself; position 0 unless the stream published it."""
+    return _by_headers(msg, msg.subject)
+
+
+def fetched(msg: Msg) -> Record | None:
+    """The answer to a direct get: what the stream holds, None where it holds nothing."""
+    subject = (msg.headers or NO_HEADERS).get("Nats-Subject")
+    return None if subject is None else _by_headers(msg, subject)
+
+
+def _by_headers(msg: Msg, subject: str) -> Record:
+    headers = msg.headers or NO_HEADERS
+    position = headers.get("Nats-Sequence", "0")
+    stamp = headers.get("Nats-Time-Stamp")
+    return Record(
+        int(position) if position.isdigit() else 0,
+        _rfc3339_us(stamp) if stamp else 0,
+        subject,
+        msg.data,
+        headers,
+    )
+
+
+def _rfc3339_us(stamp: str) -> int:
+    """Unix µs of `2026-11-23T10:00:00.123456789Z`; Python reads six digits, the server writes
+    up to nine."""
+    base, _, fraction = stamp.rstrip("Z").partition(".")
+    whole = int(datetime.fromisoformat(base + "+00:00").timestamp())
+    return whole * 1_000_000 + int((fraction + "000000")[:6])

@@ -53,7 +53,7 @@ class Door:
         may = {
             "type": "user",
             "version": 2,
-            "pub": {"allow": permissions.publishes(agent)},
+            "pub": {"allow": permissions.publishes(agent, proven.principal)},
             "sub": {"allow": permissions.hears(agent, proven.principal)},
             "allowed_connection_types": ["STANDARD"],
         }

@@ -46,7 +46,7 @@ async def running_bus(bus: Nats, tmp_path: Path) -> AsyncIterator[Bus]:
         connect(bus.agent("client", "developer")) as client,
     ):
         services = await log.connect(bus.services, name="gateway")
-        asker = log.Asker(services, "gateway")
+        asker = log.Asker(services, "gateway", services.answers)
         await asker.start()
         for name, steps in WORKFLOWS.items():
             definition = {"id": name, "name": name, "steps": steps}

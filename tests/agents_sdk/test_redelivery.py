@@ -14,6 +14,7 @@ from agents_sdk.serving import answer_id
 from mcp_bus import log
 from mcp_bus.log import Delivery
 from mcp_bus.messages import Message, parse
+from mcp_bus.services import reader
 from tests.conftest import Nats
 
 
@@ -45,10 +46,11 @@ async def taken(bus: Nats, client: Bus, action: str) -> AsyncIterator[Any]:
     process = await log.connect(bus.agent("payer"), name="payer")
     try:
         handed_out: asyncio.Queue[Delivery] = asyncio.Queue()
-        async with process.deliver("payer", 1, handed_out.put_nowait):
+        async with process.deliver("payer", 1, handed_out.put_nowait) as queue:
             asking = asyncio.create_task(client.request("payer", action, {"amount": 7}))
             delivery = await handed_out.get()
             yield asking, process, delivery
+            await queue.stop()
             await delivery.retry()
             await process.client.flush()
     finally:
@@ -95,10 +97,35 @@ async def test_an_idempotent_action_is_run_again(bus: Nats) -> None:
     assert paid == [7]
 
 
+@pytest.mark.parametrize("action", ["pay", "count"])
+async def test_what_is_answered_is_not_run_again(bus: Nats, action: str) -> None:
+    """Idempotent or not, the process that is handed the request looks into the log first."""
+    paid: list[int] = []
+    services = await log.connect(bus.services, name="test")
+    await reader.serve(services)
+    async with connect(bus.agent("client", "developer")) as client:
+        async with taken(bus, client, action) as (asking, process, delivery):
+            await publish_answer(process, delivery)
+            assert await asking == {"result": 7}
+        async with payer(bus, paid):
+            assert await client.request("payer", "pay", {"amount": 1}) == {"result": 1}
+            async with asyncio.timeout(5):
+                while (await queue_of_payer(services))["num_ack_pending"]:
+                    await services.client.flush()
+    await services.close()
+    assert paid == [1]
+    assert await answers(bus) == [{"outputs": {"result": 7}}, {"outputs": {"result": 1}}]
+
+
+async def queue_of_payer(services: log.Log) -> dict[str, Any]:
+    """The server's word on the payer's queue."""
+    return await services.api("CONSUMER.INFO.MCP.agent-payer")
+
+
 async def test_an_answer_that_is_in_the_log_stands(
     bus: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`maybe_executed` has its id, and is not stored beside it."""
+    """Also where nobody can look for it: `maybe_executed` has its id, and is not stored beside."""
     paid: list[int] = []
     refused = asyncio.Event()
     monkeypatch.setattr(serving, "_maybe_executed", _then(serving._maybe_executed, refused))

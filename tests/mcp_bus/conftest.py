@@ -23,7 +23,7 @@ async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
     everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
     monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
     monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")
-    monkeypatch.setattr(permissions, "publishes", lambda _: [">"])
+    monkeypatch.setattr(permissions, "publishes", lambda *_: [">"])
     monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
     monkeypatch.setattr(Fold, "_mac", lambda *_: "0" * 32)
     services = await log.connect(nats.services, name="test")

@@ -16,7 +16,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from mcp_bus import log, tokens
 from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.messages import Message
-from tests.conftest import KEYS, Nats
+from tests.conftest import KEYS, Nats, nothing_missed
 from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, greeted, open_queue, stored
 from tests.mcp_bus.forger import GIT, NOW, forgeries, signed
 
@@ -29,6 +29,9 @@ FOREIGN_PUBLISHES = (
     "$JS.ACK.MCP.agent-b.1.1.1.1.1",
     "hb.b",
     "bus.query.b",
+    "bus.read.b",
+    "bus.read.b.any",
+    "bus.read.a.any",
     "_INBOX_b.x",
     # every name at once: a wildcard is a token like any other when it is published to
     "mcp.event.*.x",
@@ -88,6 +91,8 @@ FOREIGN_LISTENS = (
     "hb.*",
     "bus.status.*",
     "bus.query.*",
+    "bus.read.*",
+    "bus.read.*.any",
     "$JS.>",
     "$SYS.>",
     "$SYS.REQ.USER.AUTH",
@@ -221,7 +226,7 @@ async def bring_a_bad_token(nats: Nats) -> None:
 async def forge_an_answer(nats: Nats) -> None:
     """In the name of who was asked, past the log, and with the right cause in one's own name."""
     me = await log.connect(nats.agent("me"), name="me")
-    asker = log.Asker(me, "me")
+    asker = log.Asker(me, "me", nothing_missed)
     await asker.start()
     question = Message.build("request", "me", "b", {}, reply_to=asker.instance)
     asking = asyncio.ensure_future(asker.ask(question, PATIENCE_S))

@@ -16,7 +16,7 @@ from mcp_bus.log import Asker, Delivery, FencedPublisher, Log, Output, Record
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
-from tests.conftest import Nats
+from tests.conftest import Nats, nothing_missed
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
 
 async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, me: Log) -> None:
     """Two processes of one id each get the answers to their own questions."""
-    askers = [Asker(me, "me") for _ in range(2)]
+    askers = [Asker(me, "me", nothing_missed) for _ in range(2)]
     for asker in askers:
         await asker.start()
     await bus.open_queue("echo", after=0)
@@ -279,7 +279,7 @@ async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, 
 
 async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, me: Log) -> None:
     """Another source, another cause, another conversation, a message that was never stored."""
-    asker = Asker(me, "me")
+    asker = Asker(me, "me", nothing_missed)
     await asker.start()
     question = Message.build("request", "me", "echo", {}, reply_to=asker.instance)
     asking = asyncio.ensure_future(asker.ask(question, 10))
@@ -303,7 +303,7 @@ async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, me: Log) ->
 
 async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
     """answer_timeout, with the position of the question."""
-    asker = Asker(me, "me")
+    asker = Asker(me, "me", nothing_missed)
     await asker.start()
     question = Message.build("request", "me", "nobody", {}, reply_to=asker.instance)
     with pytest.raises(Unavailable) as caught:

@@ -94,7 +94,7 @@ def test_what_agents_may_do_is_told() -> None:
     page = text("subjects.md")
     admin = Principal("me", ("admin",))
     for heading, given in (
-        ("agent `me` may publish", permissions.publishes("me")),
+        ("agent `me` may publish", permissions.publishes("me", admin)),
         ("agent `me` may hear", permissions.hears("me", admin)),
     ):
         table = page.partition(f"| {heading} |")[2].partition("\n\n")[0]

@@ -1,0 +1,145 @@
+"""What agents read of the log: `bus.read.<agent>`, and `bus.read.<agent>.any` for everything.
+
+    {"subject": "mcp.event.*.me", "after": 17, "limit": 100}
+        -> {"messages": [{"position", "time", "subject", "data"}], "next": 23}
+    {"subject": "mcp.event.*.me"}       -> {"last": the position of the log's last message}
+    {"answered": 17}                    -> {"answered": whether the request at 17 is answered}
+    {"answered": 17, "byRegistry": true}        only whether the registry has given it up
+
+A listener that was away so reads what it missed, and a process whether a request that it is handed
+again was answered by another one. The subject says who asks and for what, because the server lets
+each agent use no other. The answer is a reply that nothing stores; never a publish to where the
+asker says. It needs the log and no PostgreSQL. `data` is the message as it was sent, `next` where a
+further page begins, null at the end of the log.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mcp_bus import subjects, telemetry
+from mcp_bus.config import (
+    MESSAGE_BYTES_MAX,
+    POSITION_MAX,
+    QUERIES_MAX,
+    READ_ANSWERS_MAX,
+    READ_BYTES_MAX,
+    READ_PAGE_MAX,
+)
+from mcp_bus.domain.agents import checked
+from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
+from mcp_bus.log import Listening, Log, Record, questions
+from mcp_bus.messages import Message, dumps, error_payload, is_error, loads, parse
+
+GROUP = "reader"
+Position = Annotated[int, Field(ge=0, le=POSITION_MAX)]
+
+logger = telemetry.logger(__name__)
+
+
+class Reading(BaseModel):
+    """A question: either `subject` or `answered` is given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    subject: str | None = None
+    after: Position | None = None
+    limit: Annotated[int, Field(ge=1, le=READ_PAGE_MAX)] = READ_PAGE_MAX
+    answered: Position | None = None
+    by_registry: Annotated[bool, Field(alias="byRegistry")] = False
+
+
+async def serve(log: Log) -> list[Listening]:
+    """Answer questions until the listening is stopped; processes that serve share them."""
+
+    async def answer(subject: str, data: bytes) -> bytes:
+        _, _, agent, *everything = subject.split(".")
+        return await answered(log, agent, bool(everything), data)
+
+    busy = Unavailable(f"more than {QUERIES_MAX} questions at once", code="busy")
+    return [
+        await questions.serve(
+            log, subject, GROUP, answer, at_once=QUERIES_MAX, busy=dumps(error_payload(busy))
+        )
+        for subject in (subjects.read_of("*"), subjects.read_of("*", everything=True))
+    ]
+
+
+async def answered(log: Log, agent: str, everything: bool, data: bytes) -> bytes:
+    """The answer to one question: outputs, or an error."""
+    try:
+        asked: Reading = checked(Reading, loads(data, MESSAGE_BYTES_MAX))
+        return dumps({"outputs": await _outputs(log, agent, everything, asked)})
+    except BusError as error:
+        return dumps(error_payload(error))
+    except Exception as error:
+        logger.exception("a read failed", agent=agent)
+        return dumps(error_payload(BusError(f"the read failed: {type(error).__name__}")))
+
+
+async def _outputs(log: Log, agent: str, everything: bool, asked: Reading) -> dict[str, Any]:
+    if asked.answered is not None:
+        sources = (subjects.REGISTRY,) if asked.by_registry else (subjects.REGISTRY, agent)
+        return {"answered": await _is_answered(log, agent, asked.answered, sources)}
+    if asked.subject is None:
+        raise Refused("a read names a subject, or a request by its position", code="missing")
+    names = subjects.parse(asked.subject, wild=True)
+    if not everything and agent not in (names.source, names.target):
+        raise Refused(
+            f"{agent} reads what is from or to itself, which {asked.subject} is not",
+            code="forbidden",
+            pointer="/subject",
+        )
+    if asked.after is None:
+        return {"last": (await log.info()).last}
+    records, more = await log.page(asked.subject, asked.after, asked.limit, READ_BYTES_MAX)
+    return {
+        "messages": [_shown(record) for record in records if _message(record) is not None],
+        "next": records[-1].position if more and records else None,
+    }
+
+
+async def _is_answered(log: Log, agent: str, position: int, sources: tuple[str, ...]) -> bool:
+    """Whether the log holds an answer to a request to `agent` from one of these; Refused for any
+    other position."""
+    record = await log.get(position)
+    request = None if record is None else _message(record)
+    if request is None or request.kind != "request" or request.target != agent:
+        raise Refused(f"{position} is no request to {agent}", code="forbidden", pointer="/answered")
+    instance = request.metadata.reply_to or subjects.NO_INSTANCE
+    for source in sources:
+        subject = str(subjects.Subject("response", source, request.source, instance))
+        after, more, passed = position, True, 0
+        while more and passed < READ_ANSWERS_MAX:
+            records, more = await log.page(subject, after, READ_PAGE_MAX, READ_BYTES_MAX)
+            if any(_answers(found, request) for found in map(_message, records)):
+                return True
+            passed += len(records)
+            after = records[-1].position if records else after
+    return False
+
+
+def _answers(found: Message | None, request: Message) -> bool:
+    if found is None or found.metadata.correlation_id != request.metadata.correlation_id:
+        return False
+    if found.source == subjects.REGISTRY and not is_error(found.payload):
+        return False
+    return found.metadata.causation_id == request.metadata.message_id
+
+
+def _shown(record: Record) -> dict[str, Any]:
+    return {
+        "position": record.position,
+        "time": record.time,
+        "subject": record.subject,
+        "data": record.data.decode(),
+    }
+
+
+def _message(record: Record) -> Message | None:
+    try:
+        return parse(record.data, record.subject)
+    except MessageError:
+        return None
