@@ -25,7 +25,7 @@ from mcp_bus.config import BODY_BYTES_MAX, DRAIN_GATEWAY_S
 from mcp_bus.domain.health import Heartbeats
 from mcp_bus.errors import SettingsError
 from mcp_bus.log import Asker, Record
-from mcp_bus.runtime import Runtime
+from mcp_bus.runtime import TELL, Runtime
 from mcp_bus.services import reader
 from mcp_bus.services.revocations import Revocations, Watch
 from mcp_bus.subjects import GATEWAY, heartbeat_of
@@ -80,6 +80,7 @@ async def opened(runtime: Runtime, revocations: Revocations) -> AsyncIterator[Ga
         await log.listen(SUBJECT, services.heard),
         await log.listen(heartbeat_of("*"), beat),
     ]
+    await log.tell(TELL, b"")  # or it would know nothing of the services for a second
     try:
         gateway = Gateway(
             keys=keys,

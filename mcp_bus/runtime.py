@@ -23,6 +23,7 @@ from mcp_bus.messages import dumps
 from mcp_bus.store import event_store
 
 STATUS_EVERY_S = 1.0
+TELL = "bus.tell"  # core NATS: every service says how it is, to whoever has just begun to listen
 
 Service = Callable[["Runtime"], Awaitable[None]]
 
@@ -93,7 +94,8 @@ class Runtime:
 
     async def tell_status(self, channel: log.Log) -> None:
         """Publish the status on core NATS (`bus.status.<service>`) until cancelled: each second,
-        and at once when it changes."""
+        when it changes, and when somebody asks all services (`bus.tell`)."""
+        await channel.listen(TELL, lambda _: self._news.set())
         while True:
             self._news.clear()
             status = {"service": self.service, "pid": os.getpid(), **self.status}

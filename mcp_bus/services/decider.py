@@ -111,8 +111,11 @@ class Session(Generic[S]):
         async with self._log.follow(position, pace_s=config.DECIDER_PACE_S) as follower:
             behind = follower.pending
             await self._hear_what_is_asked(follower)
+            quiet = not behind  # then nothing is waited for before it is ready
             while True:
-                batch = await follower.read(self._wait_s(), now=self._held_up())
+                wait_s = 0 if quiet else self._wait_s()
+                batch = await follower.read(wait_s, now=self._held_up())
+                quiet = False
                 monotonic_ms = _monotonic_ms()
                 for record in batch:
                     self._apply(record, monotonic_ms)

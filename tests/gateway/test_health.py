@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from mcp_bus import __version__
-from mcp_bus.cli.services import SERVICES as COMMANDS
+import pytest
 
-from .conftest import SERVICES, Rest
+from mcp_bus import __version__, config, runtime
+from mcp_bus.cli.services import SERVICES as COMMANDS
+from mcp_bus.config import Settings
+
+from .conftest import SERVICES, Rest, serving
 
 
 async def test_a_whole_bus_is_ok(bus: Rest) -> None:
@@ -24,3 +27,13 @@ async def test_a_silent_service_degrades_the_bus(alone: Rest) -> None:
     said = await alone.call("GET", "/health", token="")
     assert (said.status, said.body["status"]) == (503, "degraded")
     assert said.body["services"]["registry"] == {"status": "silent", "position": 0, "lag": 0}
+
+
+async def test_a_whole_bus_is_ok_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No service waits for a message or a tick: here these would come after a minute."""
+    monkeypatch.setattr(config, "DECIDER_IDLE_S", 60.0)
+    monkeypatch.setattr(runtime, "STATUS_EVERY_S", 60.0)
+    async with serving(settings, list(SERVICES)) as rest:
+        await rest.healthy()

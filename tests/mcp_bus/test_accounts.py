@@ -45,6 +45,7 @@ FOREIGN_PUBLISHES = (
     "mcp.response.registry.a.i1",
     "out.event.a.b",
     "bus.status.registry",
+    "bus.tell",
     # the server: the log's API, reading past the permissions, who may connect
     "$JS.API.INFO",
     "$JS.API.STREAM.NAMES",
