@@ -26,7 +26,8 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def configure(settings: Settings, service: str) -> None:
-    """Set logging and tracing up for this process; call once, first thing."""
+    """Set logging and tracing up for this process, first thing; for a service that runs beside
+    others in one, what its task logs."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -80,6 +81,8 @@ def span(name: str, traceparent: str | None = None, **attributes: Any) -> Iterat
 
 
 def _configure_tracing(service: str) -> None:
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        return  # of a service beside which this one runs
     provider = TracerProvider(resource=Resource.create({"service.name": f"mcp-bus-{service}"}))
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         # the exporter is the operator's choice and not among our dependencies

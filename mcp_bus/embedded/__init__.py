@@ -5,7 +5,7 @@ them all; nothing is simulated. Production runs the same services against engine
 Linux and macOS; only Linux lets children die with a parent that was killed by SIGKILL.
 """
 
-from mcp_bus.embedded.bus import SERVICES, Bus, running
+from mcp_bus.embedded.bus import SERVICES, TOGETHER, Bus, running
 from mcp_bus.embedded.supervisor import Event
 
-__all__ = ["SERVICES", "Bus", "Event", "running"]
+__all__ = ["SERVICES", "TOGETHER", "Bus", "Event", "running"]

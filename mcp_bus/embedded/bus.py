@@ -2,8 +2,9 @@
 
     folder's lock → ports → engines (together) → stream and migrations → services → healthy
 
-Each service is the same program that production runs, with its settings in its environment. An
-engine that is given by URL is used instead of starting one. Data is kept when the bus stops.
+Each service is the same program that production runs, with its settings in its environment, or,
+for tests, the same function beside the others in one process. An engine that is given by URL is
+used instead of starting one. Data is kept when the bus stops.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from mcp_bus.tokens import Keys
 
 # in the order in which they start; they stop in the reverse one
 SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
+TOGETHER = ("services",)  # all of them as one child
 ENGINES = (nats_server.NAME, postgres.NAME)
 
 ServiceCommand = Callable[[str], tuple[str, ...]]
@@ -48,7 +50,8 @@ ServiceCommand = Callable[[str], tuple[str, ...]]
 
 def service_command(name: str) -> tuple[str, ...]:
     """The program of a service; -P, so that no module of the working folder shadows ours."""
-    return (sys.executable, "-P", "-m", "mcp_bus", name)
+    program = ("mcp_bus.embedded.together",) if (name,) == TOGETHER else ("mcp_bus", name)
+    return (sys.executable, "-P", "-m", *program)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Bus:
     admin_url: str | None  # PostgreSQL, for migrations
     data_dir: Path
     token: str  # of an admin
+    settings: Settings  # of its services: with these a process speaks to both engines as they do
     supervisor: Supervisor
 
     @property
@@ -80,9 +84,11 @@ async def running(
     ready_file: Path | None = None,
     on_event: OnEvent | None = None,
     command: ServiceCommand = service_command,
+    services: tuple[str, ...] = SERVICES,
 ) -> AsyncIterator[Bus]:
     """Start the bus, yield it once GET /health answers 200, stop it on the way out.
 
+    `services` are the children that run them: SERVICES, each in one of its own, or TOGETHER.
     Raises SettingsError before anything is started, ChildDied with the last words of what died.
     Call it from the main thread: children die with the thread that started them.
     """
@@ -95,11 +101,11 @@ async def running(
         children = of_services(settings, folder.path, addresses, secrets)
 
         supervisor = Supervisor(on_event)
-        leaving.push_async_callback(_stop, supervisor)
+        leaving.push_async_callback(_stop, supervisor, services)
         try:
             await _start_engines(settings, folder, addresses, secrets, supervisor)
             await _prepare(settings, addresses)
-            for name in SERVICES:
+            for name in services:
                 await supervisor.keep(name, partial(_serve, name, command, children, folder))
             await _healthy(addresses.gateway, supervisor)
 
@@ -114,6 +120,7 @@ async def running(
                 admin_url=addresses.postgres_admin,
                 data_dir=folder.path,
                 token=token,
+                settings=children,
                 supervisor=supervisor,
             )
         except Exception as error:
@@ -215,9 +222,9 @@ async def _tell_again(files: list[Path], addresses: Addresses, keys: Keys) -> No
         _tell(files, addresses, keys)
 
 
-async def _stop(supervisor: Supervisor) -> None:
+async def _stop(supervisor: Supervisor, services: tuple[str, ...]) -> None:
     """Services first, the gateway before all others, then the engines; then whatever is left."""
-    await supervisor.stop(reversed(SERVICES), STOP_SERVICES_S_MAX)
+    await supervisor.stop(reversed(services), STOP_SERVICES_S_MAX)
     await supervisor.stop(reversed(ENGINES), STOP_S_MAX - STOP_SERVICES_S_MAX)
     await supervisor.close()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +18,13 @@ import aiohttp
 import pytest
 
 from agents_sdk import Agent
-from gateway import app
 from mcp_bus import runtime, tokens
 from mcp_bus.config import HEALTH_POLL_S, Settings
 from mcp_bus.embedded import ports
 from mcp_bus.embedded.addresses import LOOPBACK
+from mcp_bus.embedded.together import SERVICES
 from mcp_bus.runtime import Runtime
-from mcp_bus.services import auth, recorder, registry, workflows
-from projections import projector
 from tests.conftest import Nats
-
-SERVICES: dict[str, Callable[[Runtime], Awaitable[None]]] = {
-    "recorder": recorder.run,
-    "registry": registry.run,
-    "workflow-engine": workflows.run,
-    "projector": projector.run,
-    "auth": auth.run,
-    "gateway": app.run,
-}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import yaml
 
-from mcp_bus import nkeys, tokens
+from mcp_bus import config, nkeys, tokens
 from mcp_bus.cli import demo_agents, demo_steps
 from mcp_bus.cli.demo import CHECKOUT, EXAMPLE
 from mcp_bus.cli.demo_view import View
@@ -86,6 +86,7 @@ async def test_the_demo_workflow_runs_on_the_services_of_compose(
             admin_url=engines.postgres("mcp_bus").admin,
             data_dir=tmp_path,
             token=tokens.issue(Keys.of(SECRET.encode(), None), "tests", ["admin"], 3600),
+            settings=config.load({}, data_dir=tmp_path),
             supervisor=Supervisor(None),
         )
         describing = asyncio.ensure_future(demo_agents.described(EXAMPLE))

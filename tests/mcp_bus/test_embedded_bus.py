@@ -22,7 +22,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mcp_bus import __version__, config, log
 from mcp_bus.cli.services import SERVICES as COMMANDS
 from mcp_bus.config import Settings
-from mcp_bus.embedded import SERVICES, Event, bus, nats_server, postgres, running
+from mcp_bus.embedded import (
+    SERVICES,
+    TOGETHER,
+    Event,
+    bus,
+    nats_server,
+    postgres,
+    running,
+    together,
+)
 from mcp_bus.embedded.children import ChildDied
 from mcp_bus.errors import BusError, SettingsError
 
@@ -248,6 +257,16 @@ async def test_engines_given_by_url_are_used(tmp_path: Path) -> None:
     assert not (tmp_path / "two" / "postgres").exists()
 
 
+async def test_all_services_may_be_one_child(tmp_path: Path) -> None:
+    """Every service is healthy in one process, which ends when it is told to."""
+    told = Told()
+    settings = settings_of(tmp_path)
+    async with running(settings, on_event=told, services=TOGETHER) as found:
+        assert set(found.pids) == {*TOGETHER, *bus.ENGINES}
+    ended = {event.name: event.what for event in drained(told.events)}
+    assert ended == dict.fromkeys([*TOGETHER, *bus.ENGINES], "stopped")
+
+
 async def test_a_ready_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """The bus stops again and says which file."""
     with pytest.raises(BusError, match="nowhere/ready"):
@@ -272,8 +291,9 @@ async def test_a_public_key_is_refused_before_anything_starts(tmp_path: Path) ->
 
 
 def test_every_service_has_its_command() -> None:
-    """What `up` starts and what the command line offers are the same, in the same order."""
-    assert tuple(COMMANDS) == SERVICES
+    """What `up` starts, what the command line offers, and what may be one process are the same,
+    in the same order."""
+    assert tuple(COMMANDS) == SERVICES == tuple(together.SERVICES)
 
 
 def living() -> set[int]:
