@@ -13,6 +13,8 @@ says what to publish. Between the two stands the log: **what the log holds outra
   the position: nobody can guess it, and a copy is recognised wherever it stands in the log.
 - The request to an agent is always the last output of a decision: its answer may be stored right
   behind it, and must find the decision complete.
+- Time is that of the log. A test does not wait for it: ClockAdvanced, an observation of `_clock`,
+  lets it count as later from there on, for a fold that is folded again too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import hmac
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from eventsourcing.domain import BaseAggregate
@@ -33,6 +35,8 @@ from mcp_bus.messages import Kind, Message, error_payload
 from mcp_bus.subjects import Subject
 
 Key = tuple[str, str]
+
+ADVANCED = "ClockAdvanced"
 
 _OUTPUT_ID = re.compile(r"\A(\d{1,18})-(\d{1,6})of(\d{1,6})-[0-9a-f]{32}\Z")
 
@@ -106,6 +110,7 @@ class Fold(Generic[S]):
         self.state = decider.new_state()
         self.position = 0
         self.time = 0  # the largest log time seen
+        self.ahead = 0  # how much later it counts (ms)
         self.epoch = 0
         self.leader = ""
         self.undecided: dict[int, Undecided] = {}
@@ -122,12 +127,17 @@ class Fold(Generic[S]):
         """Read the next message of the log; whether it became an input."""
         self.skip(logged.position, logged.time)
         message = logged.message
+        if self.ahead:
+            logged = replace(logged, time=logged.time + self.ahead)
         if message.source == self.decider.name:
             if message.target == subjects.EPOCH:
                 self.epoch = logged.position
                 self.leader = str(message.payload.get("by", ""))
             else:
                 self._read_output(logged)
+            return False
+        if message.source == subjects.CLOCK and message.target == self.decider.name:
+            self.ahead += _advanced(message)
             return False
         key = self.decider.accept(self.state, logged)
         if key is None:
@@ -292,6 +302,13 @@ def failed(decider: str, logged: Logged, error: Exception) -> list[Draft]:
     if logged.message.kind == "request":
         drafts.append(refusal(logged, reason))
     return drafts
+
+
+def _advanced(message: Message) -> int:
+    """By how many ms an observation lets time count as later; never earlier."""
+    payload = message.payload if isinstance(message.payload, dict) else {}
+    ms = payload.get("ms") if payload.get("event") == ADVANCED else 0
+    return max(ms, 0) if isinstance(ms, int) else 0
 
 
 def _agrees(drafts: list[Draft], known: Undecided) -> bool:

@@ -281,8 +281,9 @@ class Session(Generic[S]):
         return 0.0 if at is None else (self._log_now() - at) / 1000
 
     def _log_now(self) -> int:
-        """The log's time now, as far as it can be known here: never behind what was read."""
-        return max(_monotonic_ms() + self._clock_ahead, now_ms())
+        """The log's time now, as far as it can be known here: never behind what was read, and
+        as late as it counts."""
+        return max(_monotonic_ms() + self._clock_ahead, now_ms()) + self._fold.ahead
 
 
 class MessageCache:

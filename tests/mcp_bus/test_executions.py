@@ -37,6 +37,11 @@ def timer(history: History, execution: str, after_ms: int) -> list[Message]:
     return history.settle()
 
 
+def advanced(history: History, ms: Any) -> None:
+    payload = {"event": "ClockAdvanced", "ms": ms}
+    history.append(Message.build("event", "_clock", "workflows", payload), 1)
+
+
 def ending(history: History) -> dict[str, Any]:
     payload: dict[str, Any] = history.log[-1].message.payload
     return payload
@@ -298,6 +303,28 @@ def test_a_decision_that_cannot_be_completed_fails_visibly() -> None:
     history.settle()
     assert history.facts("workflows")[-2:] == ["StepSkipped", "DecisionFailed"]
     assert fold.state.live == {}
+
+
+def test_time_may_count_as_later() -> None:
+    """ClockAdvanced lets a time-out come at once, and the next one as long after it as ever."""
+    history = defined(step("a", timeoutMs=60_000))
+    first = start(history)
+    advanced(history, 30_000)
+    assert timer(history, first, after_ms=29_000) == []
+    advanced(history, 1_000)
+    assert timer(history, first, after_ms=1)[0].payload["error"]["code"] == "step_timeout"
+    second = start(history)
+    assert timer(history, second, after_ms=59_000) == []
+    assert timer(history, second, after_ms=1_000)[0].payload["error"]["code"] == "step_timeout"
+    assert history.again(WORKFLOWS).ahead == history.folds[1].ahead == 31_000
+
+
+@pytest.mark.parametrize("ms", [-1, "60000", None, 1.5])
+def test_time_never_goes_back(ms: Any) -> None:
+    """What says no number of milliseconds changes nothing."""
+    history = defined(step("a"))
+    advanced(history, ms)
+    assert history.folds[1].ahead == 0
 
 
 def test_folding_again_gives_the_same_state() -> None:
