@@ -81,6 +81,13 @@ def find(url: str | None, token: str | None, data_dir: str | Path | None) -> Pla
 
 async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
     """An open Bus, which its caller closes; `own_roles`: see Tokens."""
+    bus = Bus(id, *await joined(id, place, own_roles=own_roles))
+    await bus.start()
+    return bus
+
+
+async def joined(id: str, place: Place, *, own_roles: bool = False) -> tuple[log.Log, Tokens]:
+    """A connection to the log, and the tokens that it brings: what a Bus is made of."""
     if not subjects.is_id(id):
         raise Refused(f"{id!r} is not an id: 1 to 64 letters, digits, _ and -", code="bad_id")
     tokens = Tokens(id, place, own_roles=own_roles)
@@ -92,10 +99,7 @@ async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
     except TimeoutError:
         where = place.url.rpartition("@")[2]
         raise Unavailable(f"no bus at {where} within {config.LOG_CONNECT_S:g} s") from None
-    bus = Bus(id, channel, tokens)
-    await bus._asker.start()
-    await bus.signals.start()
-    return bus
+    return channel, tokens
 
 
 class Bus:
@@ -109,6 +113,11 @@ class Bus:
         self._asker = log.Asker(channel, id, self._answers)
         self.signals = Signals(channel, id)
         self._subscriptions: set[Subscription] = set()
+
+    async def start(self) -> None:
+        """Hear what is said to this process, from here on."""
+        await self._asker.start()
+        await self.signals.start()
 
     @property
     def instance(self) -> str:

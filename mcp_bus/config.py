@@ -187,6 +187,12 @@ FREE_PORT_MAX = 32767  # above it the system hands ports to outgoing connections
 FREE_PORT_TRIES_MAX = 100
 LOG_STORE_BYTES_MAX = 16 * 1024**3  # of disk that the embedded log may take
 
+# --- tests of agents and workflows (agents_sdk.testing) ---------------------------------------
+TEST_WAIT_S = 10.0  # for what a test says will happen
+TEST_TOKEN_S = 24 * 3600
+SHOWN_BYTES_MAX = 200  # of a payload that a failing test shows
+EVENTS_SHOWN_MAX = 50
+
 # --- the demo ---------------------------------------------------------------------------------
 GIT_S_MAX = 10.0
 DEMO_COMMITS_MAX = 30  # of the newest; their log must fit into one message

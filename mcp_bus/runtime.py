@@ -59,6 +59,10 @@ class Runtime:
             raise SettingsError("MCP_BUS_NATS is not set: where is the log?")
         return self.settings.nats.get_secret_value()
 
+    async def close(self) -> None:
+        """Close what was opened here, the last first."""
+        await self._closing.aclose()
+
     async def connect_log(self, *, reconnect: bool = True) -> log.Log:
         """A connection to the log, closed with the runtime."""
         opened = await log.connect(self.nats_url, name=self.service, reconnect=reconnect)

@@ -15,10 +15,6 @@ from mcp_bus.runtime import Runtime, Service
 from mcp_bus.store import event_store
 
 WAIT_S = 30.0
-_CHANNELS = {
-    event_store.RECORDER: event_store.RECORDED,
-    event_store.READ: event_store.PROJECTED,
-}
 
 
 @contextlib.asynccontextmanager
@@ -27,14 +23,14 @@ async def running(
 ) -> AsyncIterator[asyncio.Future[None]]:
     """A service as a task of this process; the task is yielded, for those that should fail."""
     runtime = Runtime(settings, name)
-    async with runtime._closing:
-        work = asyncio.ensure_future(run(runtime))
-        try:
-            yield work
-        finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
+    work = asyncio.ensure_future(run(runtime))
+    try:
+        yield work
+    finally:
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await work
+        await runtime.close()
 
 
 async def killed_at(settings: Settings, name: str, point: str) -> int:
@@ -55,14 +51,10 @@ async def killed_at(settings: Settings, name: str, point: str) -> int:
 
 
 async def reached(url: str, name: str, position: int) -> None:
-    """Wait until a checkpoint has passed a position; the last notification counts, not a clock."""
+    """Wait until a reader of the database at `url` has passed a position."""
     connection = await asyncpg.connect(url)
     try:
-        moved = asyncio.Event()
-        await connection.add_listener(_CHANNELS[name], lambda *_: moved.set())
         async with asyncio.timeout(WAIT_S):
-            while await event_store.checkpoint(connection, name) < position:
-                await moved.wait()
-                moved.clear()
+            await event_store.reached(connection, name, position)
     finally:
         await connection.close()

@@ -90,7 +90,7 @@ async def running(
 
     `services` are the children that run them: SERVICES, each in one of its own, or TOGETHER.
     Raises SettingsError before anything is started, ChildDied with the last words of what died.
-    Call it from the main thread: children die with the thread that started them.
+    Call it from a thread that outlives the bus: children die with the one that started them.
     """
     async with locked(settings.data_dir) as folder, contextlib.AsyncExitStack() as leaving:
         files = [folder.bus_file, *([ready_file.absolute()] if ready_file else [])]

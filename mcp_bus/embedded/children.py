@@ -2,7 +2,7 @@
 
 On Linux the kernel signals a child when its parent dies, even by SIGKILL (PR_SET_PDEATHSIG).
 Elsewhere there is no such call: there, children of a killed parent stay until they are ended by
-hand. The signal belongs to the thread that started the child: start children from the main one.
+hand. The signal belongs to the thread that started the child: start children from one that stays.
 
 A child has a session of its own, so Ctrl-C in a terminal reaches the parent alone and the
 services stop before the engines. What it says goes straight to its log file: a pipe would break

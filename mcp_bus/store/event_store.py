@@ -31,6 +31,7 @@ RECORDED = "mcp_bus_recorded"  # NOTIFY channels; the payload is a position
 PROJECTED = "mcp_bus_projected"
 RECORDER = "recorder"  # checkpoints
 READ = "read"
+CHANNELS = {RECORDER: RECORDED, READ: PROJECTED}
 
 # What a database (or the log, to those who follow it) says while it is away: worth another try
 # with a new connection. Everything else that it says is a mistake of ours.
@@ -203,6 +204,22 @@ async def checkpoint(connection: Connection | Pool, name: str) -> int:
     """Where a reader stands; 0 before its first checkpoint."""
     found = await connection.fetchval("SELECT position FROM bus.checkpoints WHERE name = $1", name)
     return found or 0
+
+
+async def reached(connection: Connection, name: str, position: int) -> None:
+    """Wait until a reader has passed a position; its last notification counts, not a clock."""
+    moved = asyncio.Event()
+
+    def told(*_: object) -> None:
+        moved.set()
+
+    await connection.add_listener(CHANNELS[name], told)
+    try:
+        while await checkpoint(connection, name) < position:
+            await moved.wait()
+            moved.clear()
+    finally:
+        await connection.remove_listener(CHANNELS[name], told)
 
 
 async def advance(

@@ -18,6 +18,8 @@ PLANTED = [
     ("layers", "mcp_bus/domain/planted.py", "import mcp_bus.log"),
     ("layers", "projections/planted.py", "import mcp_bus.services"),
     ("layers", "gateway/planted.py", "import agents_sdk"),
+    ("layers", "agents_sdk/testing/planted.py", "import mcp_bus.cli"),
+    ("kit", "agents_sdk/planted.py", "import agents_sdk.testing"),
     ("nats", "gateway/planted.py", "import nats"),
     ("postgres", "mcp_bus/services/planted.py", "import asyncpg"),
     ("sdk", "agents_sdk/planted.py", "import mcp_bus.telemetry"),

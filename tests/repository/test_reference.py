@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import agents_sdk
+from agents_sdk import testing
 from gateway.routes import ROUTES
 from mcp_bus import subjects
 from mcp_bus.cli import main
@@ -139,6 +140,16 @@ def test_every_name_of_the_sdk_is_explained() -> None:
     assert all(hasattr(agents_sdk, name) for name in agents_sdk.__all__)
     missing = [name for name in agents_sdk.__all__ if not _stands(name, text("sdk.md"))]
     assert not missing
+
+
+def test_every_name_for_tests_is_explained() -> None:
+    """docs/testing.md names each of `agents_sdk.testing.__all__`, which is sorted and whole, and
+    the fixtures."""
+    assert testing.__all__ == sorted(testing.__all__)
+    assert all(hasattr(testing, name) for name in testing.__all__)
+    public = [name for name in vars(testing.Bus) if not name.startswith("_")]
+    names = [*testing.__all__, *public, "bus", "mcp_bus_started"]
+    assert not [name for name in names if not _stands(name, text("testing.md"))]
 
 
 def commands(
