@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from agents_sdk.actions import Action, ActionError, Run, outputs_of
 from agents_sdk.agent import Agent
 from agents_sdk.testing.process import current
+from mcp_bus.config import TEST_WAIT_S
 
 
 class Call(NamedTuple):
@@ -47,6 +48,7 @@ class FakeAgent(Agent):
         )
         self.calls: list[Call] = []
         self.over = asyncio.Event()  # the block is left
+        self._asked = asyncio.Event()
         for name, does in actions.items():
             action = (
                 self._scripted(name, does)
@@ -54,6 +56,20 @@ class FakeAgent(Agent):
                 else Action.of(does, name=name)
             )
             self.add(replace(action, run=self._recorded(name, action.run)))
+
+    async def called(self, times: int = 1, *, within_s: float = TEST_WAIT_S) -> list[Call]:
+        """Wait until it was asked so often; its calls. Raises AssertionError after `within_s`."""
+        __tracebackhide__ = True
+        try:
+            async with asyncio.timeout(within_s):
+                while len(self.calls) < times:
+                    self._asked.clear()
+                    await self._asked.wait()
+        except TimeoutError:
+            raise AssertionError(
+                f"{self.id} was not asked {times} times within {within_s:g} s, but: {self.calls}"
+            ) from None
+        return self.calls
 
     def _scripted(self, name: str, script: Script) -> Action:
         async def run(_: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +80,7 @@ class FakeAgent(Agent):
     def _recorded(self, name: str, run: Run) -> Run:
         async def recorded(inputs: dict[str, Any]) -> dict[str, Any]:
             self.calls.append(Call(name, inputs))
+            self._asked.set()
             return await run(inputs)
 
         return recorded

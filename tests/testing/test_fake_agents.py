@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -60,11 +61,17 @@ async def test_it_can_be_asked_by_its_capability(bus: Bus) -> None:
 
 async def test_what_never_answers_ends_with_its_agent(bus: Bus) -> None:
     """Then it answers with an error, so that nobody gets the request again."""
-    async with bus.subscribe("git", "client", "response") as answers:
-        async with fake_agent("git", log=never()):
-            with pytest.raises(BusError) as late:
-                await bus.request("git", "log", timeout=0.1, correlation_id="late")
-        answer = await anext(answers)
-    assert late.value.code == "answer_timeout"
-    assert answer.metadata.correlation_id == "late"
-    assert answer.payload["error"]["code"] in ("never_answers", "deadline_exceeded")
+    async with fake_agent("git", log=never()) as git:
+        asking = asyncio.create_task(bus.request("git", "log"))
+        assert await git.called() == [("log", {})]
+    with pytest.raises(BusError) as over:
+        await asking
+    assert over.value.code == "never_answers"
+
+
+async def test_a_call_that_does_not_come_fails(bus: Bus) -> None:
+    """With those that came."""
+    async with fake_agent("git", log=returns(1)) as git:
+        await bus.request("git", "log")
+        with pytest.raises(AssertionError, match=r"asked 2 times within 0\.1 s, but: \[Call"):
+            await git.called(2, within_s=0.1)
