@@ -72,7 +72,7 @@ class Bus(client.Bus):
 
         Raises the BusError that it was refused with.
         """
-        asker = log.Asker(self.services, subjects.GATEWAY, may_read=True)
+        asker = log.Asker(self.services, subjects.GATEWAY, self.services.answers)
         await asker.start()
         try:
             command = Message.build(
