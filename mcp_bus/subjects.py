@@ -22,6 +22,9 @@ KINDS: tuple[Kind, ...] = ("request", "response", "event")
 
 STREAM = "MCP"
 STREAM_SUBJECTS = ("mcp.request.*.*", "mcp.response.*.*.*", "mcp.event.*.*")
+# what the server says, once, of requests that it hands out no more: kept, so that it can be read
+DROPPED_STREAM = "MCP_DROPPED"
+DROPPED_SUBJECT = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}.*"
 NO_INSTANCE = "_"
 
 REGISTRY = "registry"
@@ -32,6 +35,7 @@ GATEWAY = "gateway"  # every gateway process; the answer's instance tells them a
 CAPABILITY = "capability:"
 DECIDERS = (REGISTRY, WORKFLOWS)
 EPOCH = "_epoch"
+_QUEUE_PREFIX = "agent-"
 
 ID = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
 _RESERVED = frozenset({REGISTRY, WORKFLOWS, GATEWAY, "bus", "discover", "register", "validate"})
@@ -99,7 +103,13 @@ def responses_to(asker: str) -> str:
 
 def queue_of(agent: str) -> str:
     """The durable consumer that is the work queue of an agent id."""
-    return f"agent-{agent}"
+    return f"{_QUEUE_PREFIX}{agent}"
+
+
+def agent_of(queue: str) -> str | None:
+    """Whose work queue a durable consumer is; None if nobody's."""
+    agent = queue.removeprefix(_QUEUE_PREFIX)
+    return agent if agent != queue and is_id(agent) else None
 
 
 def answers_to(asker: str, instance: str) -> str:

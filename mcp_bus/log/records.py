@@ -105,6 +105,14 @@ def republished(record: Record) -> Record | None:
     return Record(record.position, record.time_us, subject, record.data, headers)
 
 
+def rfc3339_us(stamp: str) -> int:
+    """Unix µs of `2026-11-23T10:00:00.123456789Z`; Python reads six digits, the server writes
+    up to nine."""
+    base, _, fraction = stamp.rstrip("Z").partition(".")
+    whole = int(datetime.fromisoformat(base + "+00:00").timestamp())
+    return whole * 1_000_000 + int((fraction + "000000")[:6])
+
+
 def record_of(msg: Msg) -> Record:
     """A message that a consumer delivered."""
     position, _, time_us, _ = sequences(msg.reply)
@@ -128,16 +136,8 @@ def _by_headers(msg: Msg, subject: str) -> Record:
     stamp = headers.get("Nats-Time-Stamp")
     return Record(
         int(position) if position.isdigit() else 0,
-        _rfc3339_us(stamp) if stamp else 0,
+        rfc3339_us(stamp) if stamp else 0,
         subject,
         msg.data,
         headers,
     )
-
-
-def _rfc3339_us(stamp: str) -> int:
-    """Unix µs of `2026-11-23T10:00:00.123456789Z`; Python reads six digits, the server writes
-    up to nine."""
-    base, _, fraction = stamp.rstrip("Z").partition(".")
-    whole = int(datetime.fromisoformat(base + "+00:00").timestamp())
-    return whole * 1_000_000 + int((fraction + "000000")[:6])

@@ -6,7 +6,8 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
-from mcp_bus.log.connection import connect
+from mcp_bus.log.connection import Log, connect
+from mcp_bus.log.queues import dropped_config
 
 STREAM_NOT_FOUND = 10059
 
@@ -15,12 +16,17 @@ async def prepare(url: str, settings: Settings) -> None:
     """Create or update the stream; needs the account that owns JetStream."""
     log = await connect(url, name="prepare")
     try:
-        wanted = stream_config(settings)
-        found = await log.api(f"STREAM.INFO.{subjects.STREAM}", allow=(STREAM_NOT_FOUND,))
-        verb = "CREATE" if "error" in found else "UPDATE"
-        await log.api(f"STREAM.{verb}.{subjects.STREAM}", wanted)
+        if not await _exists(log, subjects.STREAM):  # what was dropped from another log is gone
+            await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
+        for wanted in (dropped_config(settings), stream_config(settings)):
+            verb = "UPDATE" if await _exists(log, wanted["name"]) else "CREATE"
+            await log.api(f"STREAM.{verb}.{wanted['name']}", wanted)
     finally:
         await log.close()
+
+
+async def _exists(log: Log, stream: str) -> bool:
+    return "error" not in await log.api(f"STREAM.INFO.{stream}", allow=(STREAM_NOT_FOUND,))
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:

@@ -67,6 +67,9 @@ FOREIGN_PUBLISHES = (
     "$JS.API.CONSUMER.INFO.MCP.agent-b",
     "$JS.API.CONSUMER.MSG.NEXT.MCP.*",
     "$JS.FC.MCP.agent-b.x",
+    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.MCP.agent-b",
+    "$JS.API.STREAM.DELETE.MCP_DROPPED",
+    "$JS.API.DIRECT.GET.MCP_DROPPED",
     # key-value and objects, as the server's clients make and read them
     "$JS.API.STREAM.CREATE.KV_bucket",
     "$JS.API.STREAM.CREATE.OBJ_bucket",

@@ -11,8 +11,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import pytest
 
 from mcp_bus import config, log
+from mcp_bus.config import DELIVER_MAX
 from mcp_bus.errors import BusError, Unavailable
-from mcp_bus.log import Asker, Delivery, FencedPublisher, Log, Output, Record
+from mcp_bus.log import Asker, Delivery, FencedPublisher, Log, Output, Record, queues
+from mcp_bus.log.queues import Dropped
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
@@ -211,6 +213,30 @@ async def test_a_request_given_back_is_delivered_again(bus: Log, agents: Log) ->
         assert (first.attempt, second.attempt) == (1, 2)
         assert first.record.position == second.record.position
         await second.ack()
+
+
+async def test_what_a_queue_hands_out_no_more_is_kept(bus: Log, agents: Log) -> None:
+    """It is said once, and can be read for ever after; how far a queue is taken, at any time."""
+    assert await queues.taken(bus, "echo") is None
+    await bus.open_queue("echo", after=0)
+    position = (await bus.publish(Message.build("request", "x", "echo", {}))).position
+    before = await queues.taken(bus, "echo")
+    async with agents.deliver("echo", 1) as queue, asyncio.timeout(10):
+        for _ in range(DELIVER_MAX):
+            assert await queues.next_dropped(bus, 0) is None
+            delivery = await anext(queue)
+            await delivery.retry()
+        asking = asyncio.ensure_future(anext(queue))
+        while (dropped := await queues.next_dropped(bus, 0)) is None:
+            pass
+        asking.cancel()
+    assert dropped == Dropped(1, "echo", position)
+    assert await queues.next_dropped(bus, 1) is None
+    after = await queues.taken(bus, "echo")
+    assert before is not None
+    assert after is not None
+    assert before.position < position == after.position
+    assert delivery.record.time <= before.time <= after.time
 
 
 async def test_a_queue_stops_whatever_it_is_doing(bus: Log, agents: Log) -> None:
