@@ -95,6 +95,7 @@ IN_PROGRESS_EVERY_S = 3.0
 DELIVER_MAX = 5
 ACK_PENDING_MAX = 10_000
 LOOK_AFTER_S = 1.0  # a request that waited so long may be given up: it is looked up first
+OUTSTANDING_MAX = 200_000  # requests that are looked after at a time
 DROPPED_KEPT_MAX = 100_000  # requests of which the server said that it hands them out no more
 DROPPED_KEPT_S = 7 * 24 * 3600.0
 HANDLERS_MAX = 64  # actions that one agent process runs at once

@@ -43,6 +43,9 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_agent": (404, "No such agent"),
     "agent_inactive": (409, "The agent is inactive"),
     "agent_revoked": (403, "The agent is revoked"),
+    "not_taken": (504, "No process of the agent took the request in time"),
+    "delivered_too_often": (502, "The request was handed out too often"),
+    "not_answered": (504, "The agent took the request and did not answer"),
     # workflows
     "unknown_workflow": (404, "No such workflow"),
     "unknown_execution": (404, "No such execution"),

@@ -31,6 +31,7 @@ REGISTRY = "registry"
 WORKFLOWS = "workflows"
 CLOCK = "_clock"
 HEALTH = "_health"  # what was observed of heartbeats
+QUEUE = "_queue"  # what was observed of the queues of agents
 GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
 CAPABILITY = "capability:"
 DECIDERS = (REGISTRY, WORKFLOWS)

@@ -8,8 +8,9 @@ registering it.
 What `_health` observes of heartbeats (HeartbeatSeen, HeartbeatsMissed) is an input like a command:
 an agent that was heard and is heard no more is silent, and so inactive, until it returns.
 
-The registry also answers for whoever cannot: a request to an agent that is unknown or inactive at
-its position gets an error, so that no request waits for ever.
+The registry also answers for whoever cannot, so that no request waits for ever: a request to an
+agent that is unknown or inactive at its position gets an error, and so does one of which `_queue`
+observes that it is stuck in its agent's queue (outstanding.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mcp_bus.domain.agent import CAPABILITIES_MAX, Agent, Capability, Registrati
 from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
 from mcp_bus.domain.facts import FACTS, fact_of, moment, name_of, payload_of
 from mcp_bus.domain.load import Load, capable_of
+from mcp_bus.domain.outstanding import GIVEN_UP, Outstanding, given_up
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Id, Message, Text, findings_of
 
@@ -48,7 +50,11 @@ class Revocation(BaseModel):
     reason: Text | None = None
 
 
-FACTS_OF_AGENTS = frozenset(name for name, (who, _) in FACTS.items() if who == subjects.REGISTRY)
+# those that make an Agent
+FACTS_OF_AGENTS = frozenset(
+    name for name, (who, _) in FACTS.items() if who == subjects.REGISTRY and name != GIVEN_UP
+)
+OBSERVERS = (subjects.HEALTH, subjects.QUEUE)
 HEARTBEAT_SEEN = "HeartbeatSeen"
 HEARTBEATS_MISSED = "HeartbeatsMissed"
 
@@ -70,6 +76,7 @@ class Agents:
     since: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
+    outstanding: Outstanding = field(default_factory=Outstanding)  # as the registry knows it
 
     def choose(self, capability: str, action: str | None, time: int) -> str:
         """The agent to ask for a capability; see Load.choose."""
@@ -98,6 +105,11 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
     agents.load.read(logged)
     if message.kind == "event" and message.source == subjects.HEALTH:
         return ("agent", message.target) if message.target in agents.known else None
+    if message.kind == "event" and message.source == subjects.QUEUE:
+        stuck = agents.outstanding.stuck(message)
+        return None if stuck is None else ("request", str(stuck))
+    if message.kind == "response":
+        agents.outstanding.answered(message)
     if message.kind != "request":
         return None
     if message.target == subjects.REGISTRY:
@@ -105,15 +117,25 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
         named = inputs.get("id") if isinstance(inputs, dict) else None
         return ("agent", named) if isinstance(named, str) else ("position", str(logged.position))
     if _answers_itself(agents, message.target):
+        if message.target not in subjects.DECIDERS:
+            agents.outstanding.asked(logged)
         return None
     return ("position", str(logged.position))
 
 
-def decide(agents: Agents, logged: Logged, _: Mapping[int, Message]) -> list[Draft]:
+def needs(_: Agents, logged: Logged) -> Iterable[int]:
+    """The request that is stuck, of an observation that says so."""
+    stuck = logged.message.source == subjects.QUEUE
+    return (logged.message.payload["requestPosition"],) if stuck else ()
+
+
+def decide(agents: Agents, logged: Logged, payloads: Mapping[int, Message]) -> list[Draft]:
     """The facts and the answer that a command leads to; an error for who cannot answer."""
     message = logged.message
     if message.source == subjects.HEALTH:
         return _observed(agents, logged)
+    if message.source == subjects.QUEUE:
+        return given_up(logged, payloads[message.payload["requestPosition"]])
     if message.target != subjects.REGISTRY:
         return [refusal(logged, _unreachable(agents, message.target))]
     try:
@@ -300,7 +322,7 @@ def _settle(agents: Agents, logged: Logged) -> None:
 
 def _reads(_: Agents, subject: subjects.Subject) -> bool:
     """Own outputs, observations, and every request and answer: they are the load."""
-    return subject.kind != "event" or subject.source in (subjects.REGISTRY, subjects.HEALTH)
+    return subject.kind != "event" or subject.source in (subjects.REGISTRY, *OBSERVERS)
 
 
 def _answers_itself(agents: Agents, target: str) -> bool:
@@ -314,7 +336,7 @@ REGISTRY: Decider[Agents] = Decider(
     reads=_reads,
     accept=accept,
     settle=_settle,
-    needs=lambda _state, _logged: (),
+    needs=needs,
     decide=decide,
     due=lambda _state, _time: [],
     next_due=lambda _state: None,

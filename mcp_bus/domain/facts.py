@@ -29,6 +29,7 @@ FACTS: dict[str, tuple[str, str]] = {
     "AgentReturned": ("registry", "an agent that was silent is heard again"),
     "AgentRevoked": ("registry", "an agent is shut out, and inactive"),
     "AgentReinstated": ("registry", "a revoked agent is active again"),
+    "RequestGivenUp": ("registry", "no process of its agent could finish a request"),
     "WorkflowDefined": ("workflows", "a workflow has its first version"),
     "WorkflowRevised": ("workflows", "a workflow has a further version"),
     "StepSkipped": ("workflows", "a step's pre-condition does not hold"),

@@ -11,8 +11,9 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.domain.agents import REGISTRY
-from mcp_bus.domain.decider import Decider, Fold, Logged
+from mcp_bus.domain.decider import Decider, Fold, Logged, render
 from mcp_bus.domain.executions import WORKFLOWS
+from mcp_bus.domain.outstanding import Asked, stuck
 from mcp_bus.messages import Message
 
 SECRET = b"a secret of the tests, long enough"
@@ -95,6 +96,14 @@ class History:
     def observe(self, agent_id: str, event: str) -> None:
         """What was seen of an agent's heartbeats, and what follows from it."""
         self.say(Message.build("event", subjects.HEALTH, agent_id, {"event": event}))
+
+    def stuck(self, position: int, reason: str) -> list[Message]:
+        """What was seen of the request at a position, and what follows from it."""
+        logged = self.log[position - 1]
+        asked = logged.message.metadata
+        seen = Asked(logged.time, asked.correlation_id, asked.message_id)
+        draft = stuck(logged.message.target, position, seen, reason)
+        return self.say(render(draft, subjects.QUEUE, f"stuck-{position}-{self.time}", self.time))
 
     def facts(self, source: str | None = None) -> list[str]:
         """The names of all facts so far."""

@@ -41,6 +41,7 @@ FOREIGN_PUBLISHES = (
     "mcp.event.workflows._epoch",
     "mcp.event._clock.x",
     "mcp.event._health.x",
+    "mcp.event._queue.a",
     "mcp.request.gateway.registry",
     "mcp.response.registry.a.i1",
     "out.event.a.b",

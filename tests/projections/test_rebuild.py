@@ -71,6 +71,26 @@ async def test_a_difference_of_one_row_is_seen(
         assert await tables(connection) == (right if switch else wrong)
 
 
+async def test_a_request_given_up_changes_no_agent(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
+) -> None:
+    """It ends a step and is an error of its agent; live and rebuilt it is the same."""
+    before = await tables(connection)
+    history.command("workflows", "execute", {"workflowId": "w", "inputs": {"n": 5}})
+    asked = history.log[-1]
+    assert len(history.stuck(asked.position, "not_taken")) == 3
+    await store(connection, history.log)
+    await project(connection)
+    after = await tables(connection)
+    assert [after[name] for name in ("agents", "agent_capabilities")] == [
+        before[name] for name in ("agents", "agent_capabilities")
+    ]
+    found = await queries.execution(pool, asked.message.metadata.correlation_id)
+    assert found is not None
+    assert found["steps"][0]["error"]["code"] == "not_taken"
+    assert all(report.equal for report in await rebuild.rebuild(pool, switch=False))
+
+
 async def test_readers_never_fail_meanwhile(
     settings: Settings, postgres: Postgres, pool: asyncpg.Pool, history: History
 ) -> None:

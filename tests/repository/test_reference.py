@@ -191,6 +191,8 @@ def real_facts() -> dict[str, dict[str, Any]]:
         history.command("workflows", "execute", {"workflowId": "w", "inputs": {"n": 2}})
         asked = history.requests()[-1]
         history.say(Message.answer(asked, asked.target, answer))
+    history.say(Message.build("request", "asker", "echo", {"action": "echo"}))
+    history.stuck(history.log[-1].position, "not_taken")
     messages = [logged.message for logged in history.log]
     said = [m for m in messages if m.kind == "event" and m.source in subjects.DECIDERS]
     found = {m.payload["event"]: m.payload for m in said}

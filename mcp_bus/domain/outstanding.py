@@ -1,0 +1,150 @@
+"""Outstanding: the requests to agents that no answer stands for yet, and how one is given up.
+
+A request stands here from its place in the log until its answer, or until the registry reads that
+it is stuck, an observation of `_queue`:
+
+    {"event": "RequestStuck", "requestPosition", "asked": log time of the request, "reason"}
+
+    not_taken            no process of its agent took it within MCP_BUS_QUEUE_MAX_S
+    delivered_too_often  it was handed out DELIVER_MAX times, and the server hands it out no more
+    not_answered         it was taken, and its agent is silent, or a day has passed
+
+Whichever stands first, answer or observation, ends the request. Pure; time is the log's, Unix ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mcp_bus import subjects
+from mcp_bus.config import OUTSTANDING_MAX
+from mcp_bus.domain.decider import Draft, Logged, event, refusal
+from mcp_bus.errors import BusError
+from mcp_bus.messages import Message
+
+STUCK = "RequestStuck"
+GIVEN_UP = "RequestGivenUp"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that is outstanding: what is needed to find its answer, and to judge its age."""
+
+    time: int
+    conversation: str
+    id: str | None
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """By agent and position, in the order of the log; beyond OUTSTANDING_MAX none is added."""
+
+    queues: dict[str, dict[int, Asked]] = field(default_factory=dict)
+    count: int = 0
+    # (agent, conversation) -> messageId, or position where there is none -> position
+    _told: dict[tuple[str, str], dict[str | int, int]] = field(default_factory=dict)
+
+    def asked(self, logged: Logged) -> None:
+        """Read a request that an agent is to answer."""
+        if self.count >= OUTSTANDING_MAX:
+            return
+        message = logged.message
+        request = message.metadata.message_id
+        told = self._told.setdefault((message.target, message.metadata.correlation_id), {})
+        name = logged.position if request is None else request
+        if name in told:
+            return  # a copy, which the recorder keeps in quarantine
+        told[name] = logged.position
+        entry = Asked(logged.time, message.metadata.correlation_id, request)
+        self.queues.setdefault(message.target, {})[logged.position] = entry
+        self.count += 1
+
+    def answered(self, answer: Message) -> None:
+        """Read an answer; without a cause it counts if one request alone fits it."""
+        told = self._told.get((answer.source, answer.metadata.correlation_id), {})
+        cause = answer.metadata.causation_id
+        if cause is None:
+            found = next(iter(told.values())) if len(told) == 1 else None
+        else:
+            found = told.get(cause)
+        if found is not None:
+            self.end(answer.source, found)
+
+    def get(self, agent: str, position: int) -> Asked | None:
+        """The request to an agent at a position, if it is outstanding."""
+        return self.queues.get(agent, {}).get(position)
+
+    def end(self, agent: str, position: int) -> None:
+        """The request is outstanding no more."""
+        asked = self.queues[agent].pop(position)
+        told = self._told[agent, asked.conversation]
+        del told[position if asked.id is None else asked.id]
+        if not told:
+            del self._told[agent, asked.conversation]
+        if not self.queues[agent]:
+            del self.queues[agent]
+        self.count -= 1
+
+    def stuck(self, observed: Message) -> int | None:
+        """Read an observation: the position of the request that it ends, None if it ends none."""
+        payload = observed.payload if isinstance(observed.payload, dict) else {}
+        position = payload.get("requestPosition")
+        if not isinstance(position, int) or self.get(observed.target, position) is None:
+            return None
+        self.end(observed.target, position)
+        return position
+
+
+def stuck(agent: str, position: int, asked: Asked, reason: str) -> Draft:
+    """The draft of the observation, in the conversation of the request."""
+    return Draft(
+        "event",
+        agent,
+        {"event": STUCK, "requestPosition": position, "asked": asked.time, "reason": reason},
+        asked.conversation,
+        causation_id=asked.id,
+    )
+
+
+def given_up(logged: Logged, request: Message) -> list[Draft]:
+    """What follows from an observation: the fact, and the error for whoever asked."""
+    seen, agent = logged.message.payload, logged.message.target
+    error = REASONS[seen["reason"]](agent, (logged.time - seen["asked"]) / 1000)
+    payload = request.payload if isinstance(request.payload, Mapping) else {}
+    action = payload.get("action")
+    fact = {
+        "event": GIVEN_UP,
+        "requestPosition": seen["requestPosition"],
+        "requestId": request.metadata.message_id,
+        "asker": request.source,
+        "action": action if subjects.is_id(action) else None,
+        "asked": seen["asked"],
+        "reason": seen["reason"],
+        "error": error.as_json(),
+    }
+    asked = Logged(seen["requestPosition"], seen["asked"], request)
+    return [event(logged, agent, fact), refusal(asked, error)]
+
+
+def _not_taken(agent: str, age_s: float) -> BusError:
+    said = f"no process of {agent} took the request for {age_s:.0f} s"
+    return BusError(said, code="not_taken", retryable=True)
+
+
+def _delivered_too_often(agent: str, _: float) -> BusError:
+    said = f"the request was given to {agent} again and again, and no process finished it"
+    return BusError(said, code="delivered_too_often")
+
+
+def _not_answered(agent: str, age_s: float) -> BusError:
+    said = f"{agent} took the request, and it is {age_s:.0f} s old without an answer"
+    return BusError(said, code="not_answered")
+
+
+# reason, which is the code of the error as well -> the error by agent and age (s)
+REASONS: dict[str, Callable[[str, float], BusError]] = {
+    "not_taken": _not_taken,
+    "delivered_too_often": _delivered_too_often,
+    "not_answered": _not_answered,
+}
