@@ -95,6 +95,11 @@ IN_PROGRESS_EVERY_S = 3.0
 DELIVER_MAX = 5
 ACK_PENDING_MAX = 10_000
 LOOK_AFTER_S = 1.0  # a request that waited so long may be given up: it is looked up first
+QUEUE_LOOK_S = 1.0  # for requests that are stuck in an agent's queue
+QUEUE_LOOK_WAIT_S = 0.1  # that the registry waits for one look, before it goes on beside it
+QUEUE_LOOK_AFTER_S = 30.0  # of a connection, or queue_max: agents come back first
+QUEUES_LOOKED_MAX = 100  # at a time
+STUCK_SAID_MAX = 500  # requests at a time
 OUTSTANDING_MAX = 200_000  # requests that are looked after at a time
 DROPPED_KEPT_MAX = 100_000  # requests of which the server said that it hands them out no more
 DROPPED_KEPT_S = 7 * 24 * 3600.0
@@ -260,6 +265,11 @@ class Settings(BaseModel):
     )
     duplicate_window_s: float = Field(
         120.0, gt=0, description="How long the log knows a message id (s)."
+    )
+    queue_max_s: float = Field(
+        600.0,
+        ge=1,
+        description="How long a request waits to be taken by its agent; then it is given up (s).",
     )
     replicas: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = Field(  # a variable is a text
         1, description="Copies of the log in a NATS cluster."

@@ -39,8 +39,8 @@ class Observation:
     draft: Draft
 
 
-# keeps the world up with the state; returns what differs from the state outside, now
-Beside = Callable[[Log, S], Awaitable[list[Observation]]]
+# keeps the world up with the state at a position; returns what differs from it outside, now
+Beside = Callable[[Log, S, int], Awaitable[list[Observation]]]
 
 logger = telemetry.logger(__name__)
 
@@ -120,7 +120,7 @@ class Session(Generic[S]):
                 for record in batch:
                     self._apply(record, monotonic_ms)
                 behind -= len(batch)
-                observed = await self._beside(self._log, self._fold.state)
+                observed = await self._beside(self._log, self._fold.state, self._fold.position)
                 self._runtime.report(position=self._fold.position, lag=max(behind, 0))
                 if behind > 0:
                     continue
@@ -325,6 +325,6 @@ def _monotonic_ms() -> int:
     return int(_now() * 1000)
 
 
-async def nothing_beside(_log: Log, _state: Any) -> list[Observation]:
+async def nothing_beside(_log: Log, _state: Any, _position: int) -> list[Observation]:
     """For a decider whose state nothing else has to follow."""
     return []

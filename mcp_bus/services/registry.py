@@ -1,7 +1,8 @@
 """The registry: its decider, and beside it what joins its agents to the world outside the log.
 
-Each session of each registry process keeps the log's queues up with the agents and listens to
-heartbeats; the one that leads says what it observed of them.
+Each session of each registry process keeps the log's queues up with the agents, listens to
+heartbeats, and looks for requests that are stuck in a queue; the one that leads says what it
+observed of them.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from mcp_bus.log import Log, Record
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import decider
 from mcp_bus.services.decider import Observation
+from mcp_bus.services.queues import Queues
 
 
 async def run(runtime: Runtime) -> None:
     """Run until cancelled."""
-    await decider.run(runtime, REGISTRY, Beside)
+    queue_max_s = runtime.settings.queue_max_s
+    await decider.run(runtime, REGISTRY, lambda: Beside(queue_max_s))
 
 
 class Beside:
     """Queues and health, for one session."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_max_s: float) -> None:
+        self._queues = Queues(queue_max_s)
         self._opened: set[str] = set()
         self._judge: Judge | None = None
         self._looked_at = 0.0
         self._seen: list[tuple[str, str, int]] = []  # agent, event, version of the agent then
 
-    async def __call__(self, log: Log, agents: Agents) -> list[Observation]:
+    async def __call__(self, log: Log, agents: Agents, position: int) -> list[Observation]:
         await self._open_queues(log, agents)
         now = _now()
         if self._judge is None:
@@ -44,7 +48,8 @@ class Beside:
                 (agent, event, agents.known[agent].version)
                 for agent, event in self._judge.observed(agents.known, now)
             ]
-        return [_observation(*s) for s in self._seen if agents.known[s[0]].version == s[2]]
+        health = [_observation(*s) for s in self._seen if agents.known[s[0]].version == s[2]]
+        return health + await self._queues.observed(log, agents, position)
 
     async def _open_queues(self, log: Log, agents: Agents) -> None:
         """The work queue of each agent, from the position at which it was registered; opening

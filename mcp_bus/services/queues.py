@@ -1,0 +1,133 @@
+"""Queues: what one session of the registry sees of requests that are stuck in an agent's queue.
+
+Each QUEUE_LOOK_S it asks the server about the agents that have a request which is older than
+queue_max and was not known to be taken, and reads which requests the server hands out no more.
+What it sees is said at once, for whoever takes a request in between does so in vain; but a queue
+that does not answer holds the session up for QUEUE_LOOK_WAIT_S and no longer. It judges by the
+log's clock, and only after its connection has stood for QUEUE_LOOK_AFTER_S: after an outage every
+request is old, and the agents come back first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from mcp_bus import config, subjects, telemetry
+from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.outstanding import Outstanding, stuck
+from mcp_bus.errors import Unavailable
+from mcp_bus.log import Log, queues
+from mcp_bus.services.decider import Observation
+
+_ACTION_MS_MAX = int(config.ACTION_S_MAX * 1000)
+
+logger = telemetry.logger(__name__)
+
+
+class Queues:
+    """Looks after the outstanding requests of one session; `queue_max_s` is the setting."""
+
+    def __init__(self, queue_max_s: float) -> None:
+        self._max_ms = int(queue_max_s * 1000)
+        self._after_s = min(queue_max_s, config.QUEUE_LOOK_AFTER_S)
+        self._began = self._looked_at = _now()
+        self._looking: asyncio.Task[None] | None = None
+        self._taken: dict[str, int] = {}  # up to which position an agent's requests were taken
+        self._silent: dict[str, float] = {}  # since when an agent is known to be silent
+        self._dropped = 0  # the last one read
+        self._found: dict[tuple[str, int], str] = {}  # agent and position -> why it is stuck
+
+    async def observed(self, log: Log, agents: Agents, position: int) -> list[Observation]:
+        """What is to be said now of a state that was folded up to a position."""
+        now = _now()
+        if self._looking is None and now - self._looked_at >= config.QUEUE_LOOK_S:
+            self._looked_at = now
+            self._looking = asyncio.create_task(self._look(log, agents, position))
+            await asyncio.wait({self._looking}, timeout=config.QUEUE_LOOK_WAIT_S)
+        if self._looking is not None and self._looking.done():
+            self._looking.result()
+            self._looking = None
+        requests = {key: agents.outstanding.get(*key) for key in self._found}
+        self._found = {key: self._found[key] for key, asked in requests.items() if asked}
+        return [
+            # named by the request alone: two that see it stuck for two reasons say it once
+            Observation(
+                subjects.QUEUE, f"{agent}|{at}", stuck(agent, at, asked, self._found[agent, at])
+            )
+            for (agent, at), asked in requests.items()
+            if asked
+        ]
+
+    async def _look(self, log: Log, agents: Agents, position: int) -> None:
+        try:
+            await self._read_dropped(log, agents.outstanding, position)
+        except Unavailable as error:
+            logger.warning("cannot read what the log dropped", reason=error.detail)
+        if _now() - self._began < self._after_s:
+            return
+        self._note_silent(agents)
+        waiting = list(islice(self._to_ask_about(agents.outstanding), config.QUEUES_LOOKED_MAX))
+        for agent in waiting:
+            try:
+                await self._judge(log, agents.outstanding, agent)
+            except Unavailable as error:
+                logger.warning("cannot look at a queue", agent=agent, reason=error.detail)
+
+    async def _read_dropped(self, log: Log, outstanding: Outstanding, position: int) -> None:
+        """Take what is said of requests that this fold has read already; the rest is for later."""
+        while len(self._found) < config.STUCK_SAID_MAX:
+            dropped = await queues.next_dropped(log, self._dropped)
+            if dropped is None or dropped.position > position:
+                return
+            self._dropped = dropped.number
+            if dropped.agent is not None and outstanding.get(dropped.agent, dropped.position):
+                self._found[dropped.agent, dropped.position] = "delivered_too_often"
+
+    def _to_ask_about(self, outstanding: Outstanding) -> Iterator[str]:
+        """Agents with a request that is old, and not known to be in somebody's hands."""
+        now_ms = int(time.time() * 1000)
+        for agent, requests in outstanding.queues.items():
+            known = self._taken.get(agent, 0)
+            old_ms = self._longest_ms(agent)
+            for position, asked in requests.items():
+                age_ms = now_ms - asked.time
+                if age_ms < self._max_ms:
+                    break
+                if (agent, position) not in self._found and (position > known or age_ms >= old_ms):
+                    yield agent
+                    break
+
+    async def _judge(self, log: Log, outstanding: Outstanding, agent: str) -> None:
+        taken = await queues.taken(log, agent)
+        if taken is None:
+            return
+        self._taken[agent] = taken.position
+        old_ms = self._longest_ms(agent)
+        for position, asked in outstanding.queues.get(agent, {}).items():
+            age_ms = taken.time - asked.time
+            if age_ms < self._max_ms or len(self._found) >= config.STUCK_SAID_MAX:
+                return
+            if position > taken.position:
+                self._found.setdefault((agent, position), "not_taken")
+            elif age_ms >= old_ms:
+                self._found.setdefault((agent, position), "not_answered")
+
+    def _longest_ms(self, agent: str) -> int:
+        """How old a request may become that was taken."""
+        silent_ms = (_now() - self._silent.get(agent, _now())) * 1000
+        return self._max_ms if silent_ms >= self._max_ms else self._max_ms + _ACTION_MS_MAX
+
+    def _note_silent(self, agents: Agents) -> None:
+        now = _now()
+        self._silent = {
+            name: self._silent.get(name, now)
+            for name in agents.outstanding.queues
+            if (agent := agents.known.get(name)) is not None and agent.silent
+        }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
