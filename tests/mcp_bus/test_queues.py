@@ -204,6 +204,7 @@ async def test_a_look_waits_for_agents_to_come_back(
     """After an outage every request is old; and who took one may be long about it, if heard."""
     clock = [0.0]
     monkeypatch.setattr(queues_of_registry, "_now", lambda: clock[0])
+    monkeypatch.setattr(config, "QUEUE_LOOK_WAIT_S", WAIT_S)
     agents = Agents(known={"git": registered("git")})
     await services.open_queue("git", 0)
     for _ in range(2):
@@ -236,6 +237,7 @@ async def test_what_the_server_dropped_waits_for_the_fold(
     """It is read once; a registry that has not read the request yet must not pass over it."""
     clock = [0.0]
     monkeypatch.setattr(queues_of_registry, "_now", lambda: clock[0])
+    monkeypatch.setattr(config, "QUEUE_LOOK_WAIT_S", WAIT_S)
     await services.open_queue("git", 0)
     requests = [Message.build("request", "asker", "git", {}) for _ in range(2)]
     for request in requests:
