@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from mcp_bus import config, log
 from mcp_bus.config import DELIVER_MAX
 from mcp_bus.errors import BusError, Unavailable
-from mcp_bus.log import Asker, Delivery, FencedPublisher, Log, Output, Record, queues
+from mcp_bus.log import Asker, FencedPublisher, Log, Output, Record, queues
 from mcp_bus.log.queues import Dropped
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
 from tests.conftest import Nats, nothing_missed
+from tests.deliveries import taking
 
 
 @pytest.fixture
@@ -44,13 +44,6 @@ async def me(nats: Nats) -> AsyncIterator[Log]:
 
 def event(number: int, source: str = "a") -> Message:
     return Message.build("event", source, "b", {"event": "Counted", "n": number})
-
-
-async def deliveries(agent: Log, name: str, at_once: int) -> AsyncGenerator[Delivery, None]:
-    taken: asyncio.Queue[Delivery] = asyncio.Queue()
-    async with agent.deliver(name, at_once, taken.put_nowait):
-        while True:
-            yield await taken.get()
 
 
 async def everything(bus: Log, after: int = 0) -> list[Record]:
@@ -186,12 +179,14 @@ async def test_a_queue_begins_where_it_is_opened_and_shares_its_work(bus: Log, a
     done = asyncio.Event()
 
     async def take() -> None:
-        async for delivery in deliveries(agents, "echo", 2):
-            assert delivery.attempt == 1
-            taken.append(parse(delivery.record.data, delivery.record.subject).payload["n"])
-            await delivery.ack()
-            if len(taken) == 20:
-                done.set()
+        async with taking(agents, "echo", 2) as queue:
+            while True:
+                delivery = await queue.get()
+                assert delivery.attempt == 1
+                taken.append(parse(delivery.record.data, delivery.record.subject).payload["n"])
+                await delivery.ack()
+                if len(taken) == 20:
+                    done.set()
 
     takers = [asyncio.create_task(take()) for _ in range(2)]
     for number in range(20):
@@ -206,10 +201,10 @@ async def test_a_request_given_back_is_delivered_again(bus: Log, agents: Log) ->
     """retry hands it out at once, and counts."""
     await bus.open_queue("echo", after=0)
     await bus.publish(Message.build("request", "x", "echo", {}))
-    async with contextlib.aclosing(deliveries(agents, "echo", 1)) as queue:
-        first = await anext(queue)
+    async with taking(agents, "echo", 1) as queue:
+        first = await queue.get()
         await first.retry()
-        second = await asyncio.wait_for(anext(queue), 5)
+        second = await asyncio.wait_for(queue.get(), 5)
         assert (first.attempt, second.attempt) == (1, 2)
         assert first.record.position == second.record.position
         await second.ack()
@@ -221,12 +216,12 @@ async def test_what_a_queue_hands_out_no_more_is_kept(bus: Log, agents: Log) -> 
     await bus.open_queue("echo", after=0)
     position = (await bus.publish(Message.build("request", "x", "echo", {}))).position
     before = await queues.taken(bus, "echo")
-    async with agents.deliver("echo", 1) as queue, asyncio.timeout(10):
+    async with taking(agents, "echo", 1) as queue, asyncio.timeout(10):
         for _ in range(DELIVER_MAX):
             assert await queues.next_dropped(bus, 0) is None
-            delivery = await anext(queue)
+            delivery = await queue.get()
             await delivery.retry()
-        asking = asyncio.ensure_future(anext(queue))
+        asking = asyncio.ensure_future(queue.get())
         while (dropped := await queues.next_dropped(bus, 0)) is None:
             pass
         asking.cancel()
@@ -287,10 +282,12 @@ async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, 
     await bus.open_queue("echo", after=0)
 
     async def answer() -> None:
-        async for delivery in deliveries(agents, "echo", 4):
-            asked = parse(delivery.record.data, delivery.record.subject)
-            await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
-            await delivery.ack()
+        async with taking(agents, "echo", 4) as queue:
+            while True:
+                delivery = await queue.get()
+                asked = parse(delivery.record.data, delivery.record.subject)
+                await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
+                await delivery.ack()
 
     answering = asyncio.create_task(answer())
     asked = [

@@ -22,6 +22,7 @@ from mcp_bus.services import queues as queues_of_registry
 from mcp_bus.services import registry
 from mcp_bus.services.queues import Queues
 from tests.conftest import SECRET, Nats
+from tests.deliveries import taking
 from tests.mcp_bus.history import History, agent
 from tests.services import WAIT_S, running
 
@@ -98,13 +99,13 @@ def registered(name: str) -> KnownAgent:
 async def refuse(bus: Log, process: Log, agent: str, requests: int) -> list[Message]:
     """Give each request back at once, until the server hands it out no more; the requests."""
     taken: dict[int, Message] = {}
-    async with process.deliver(agent, 1) as queue:
+    async with taking(process, agent, 1) as queue:
         for _ in range(requests * DELIVER_MAX):
-            delivery = await asyncio.wait_for(anext(queue), WAIT_S)
+            delivery = await asyncio.wait_for(queue.get(), WAIT_S)
             record = delivery.record
             taken[record.position] = parse(record.data, record.subject)
             await delivery.retry()
-        idle = asyncio.ensure_future(anext(queue))  # who asks for more makes the server say it
+        idle = asyncio.ensure_future(queue.get())  # who asks for more makes the server say it
         async with asyncio.timeout(WAIT_S):
             dropped: list[queues.Dropped] = []
             while len(dropped) < requests:
@@ -219,8 +220,8 @@ async def test_a_look_waits_for_agents_to_come_back(
         return [(o.draft.payload["requestPosition"], o.draft.payload["reason"]) for o in found]
 
     assert await seen(QUEUE_LOOK_AFTER_S - 1) == []
-    async with git.deliver("git", 1) as queue:
-        await asyncio.wait_for(anext(queue), WAIT_S)
+    async with taking(git, "git", 1) as queue:
+        await asyncio.wait_for(queue.get(), WAIT_S)
         assert await seen(QUEUE_LOOK_AFTER_S) == [(2, "not_taken")]
         agents.outstanding.end("git", 2)
         agents.known["git"].silent = True
@@ -260,8 +261,8 @@ async def test_a_day_is_enough_for_any_action(services: Log, git: Log) -> None:
     agents = Agents(known={"git": registered("git")})
     request = Message.build("request", "asker", "git", {})
     position = (await services.publish(request)).position
-    async with git.deliver("git", 1) as queue:
-        await (await asyncio.wait_for(anext(queue), WAIT_S)).ack()
+    async with taking(git, "git", 1) as queue:
+        await (await asyncio.wait_for(queue.get(), WAIT_S)).ack()
     for age_s, expected in ((ACTION_S_MAX, []), (ACTION_S_MAX + 60, ["not_answered"])):
         agents.outstanding = Outstanding()
         agents.outstanding.asked(Logged(position, now_ms() - int(age_s * 1000) - 1, request))
