@@ -134,14 +134,16 @@ class Session(Generic[S]):
     # --- reading
 
     async def _hear_what_is_asked(self, follower: Follower) -> None:
-        """Commands, and answers to our requests, are read as soon as they are stored."""
+        """Commands, answers to our requests and our own facts are read as soon as they are
+        stored."""
 
         def asked(record: Record) -> None:
             if (stored := republished(record)) is not None:
                 follower.hurry(stored.position)
 
         name = self._fold.decider.name
-        for subject in (subjects.requests_to(name), subjects.responses_to(name)):
+        facts = f"mcp.event.{name}.*"
+        for subject in (subjects.requests_to(name), subjects.responses_to(name), facts):
             await self._log.listen(subjects.stored(subject), asked)
 
     def _held_up(self) -> bool:

@@ -171,6 +171,9 @@ async def test_a_registry_that_was_away_gives_up_later(
     settings = brief.model_copy(update={"queue_max_s": 600})
     async with deciding(settings):
         await away(nats)
+        async with asyncio.timeout(WAIT_S):
+            while await queues.taken(services, "git") is None:
+                await services.client.flush()
     asking = [asyncio.create_task(asker.request("git", "work", {"n": n})) for n in range(2)]
     requests = await refuse(services, git, "git", 2)
     answered = next(r for r in requests if r.payload["inputs"]["n"] == 1)
