@@ -35,6 +35,7 @@ RECORD_PACE_S = 0.01  # a recorder that has caught up takes what came in so long
 DECIDER_PACE_S = 0.02  # and so a decider, but for what it is asked
 PROJECT_PACE_S = 0.01
 FOLLOWER_IDLE_S = 30.0  # the server forgets a follower this long after its last pull
+CONSUMERS_MAX = 20_000  # queues of agents, and followers; the server's own bound is 1,000
 LOG_REQUEST_S = 5.0
 LOG_CONNECT_S = 5.0
 PING_EVERY_S = 5  # with two outstanding: a frozen server is noticed in 15 s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
+from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
 
@@ -42,6 +42,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
         "retention": "limits",
         "discard": "new",
         "num_replicas": settings.replicas,
+        "max_consumers": CONSUMERS_MAX,
         "max_msg_size": MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX,
         "allow_atomic": settings.replicas > 1,
         "allow_direct": True,

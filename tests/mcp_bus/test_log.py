@@ -17,6 +17,7 @@ from mcp_bus.log.queues import Dropped
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
+from mcp_bus.subjects import STREAM
 from tests.conftest import Nats, nothing_missed
 from tests.deliveries import taking
 
@@ -382,3 +383,13 @@ def _epoch() -> Message:
 def _output(number: int) -> Output:
     message = Message.build("event", "workflows", "w", {"event": "X", "n": number})
     return Output(message.metadata.message_id or "", message)
+
+
+async def test_the_log_has_room_for_the_queues_of_many_agents(nats: Nats, bus: Log) -> None:
+    """A stream that names no bound gets the server's, 1,000 consumers; also one that was made
+    with it has ours from the next start on."""
+    unnamed = stream_config(config.load({})) | {"max_consumers": 0}
+    await bus.api(f"STREAM.UPDATE.{STREAM}", unnamed)
+    await log.prepare(nats.services, config.load({}))
+    found = (await bus.api(f"STREAM.INFO.{STREAM}"))["config"]["max_consumers"]
+    assert found == config.CONSUMERS_MAX >= 2 * config.HEALTH_AGENTS_MAX
