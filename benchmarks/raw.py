@@ -2,7 +2,8 @@
 
     python -m benchmarks.raw publish N     N stored messages, as many unacked as helps
     python -m benchmarks.raw copy N        N messages of the stream copied into a table, unread
-    python -m benchmarks.raw pong          answers each message with one, for ever
+    python -m benchmarks.raw pong          answers each stored message with one
+    python -m benchmarks.raw reply         replies to each question on core NATS
 
 No ids, no envelope, no checks, no checkpoint: nobody could run a bus on these.
 """
@@ -21,7 +22,8 @@ import uvloop
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from benchmarks.harness import RAW_STREAM, begin, say
+from benchmarks.harness import RAW_STREAM
+from benchmarks.helper import begin, left, say
 
 MESSAGE_BYTES = 512
 WINDOW = 2000  # unacked publishes
@@ -110,7 +112,7 @@ async def pong() -> None:
     await client.subscribe("heard.ping.*", cb=heard, pending_msgs_limit=-1, pending_bytes_limit=-1)
     await client.flush()
     await begin()
-    await asyncio.Event().wait()
+    await left()
 
 
 async def reply() -> None:
@@ -123,7 +125,7 @@ async def reply() -> None:
     await client.subscribe("raw.ask", cb=asked, pending_msgs_limit=-1, pending_bytes_limit=-1)
     await client.flush()
     await begin()
-    await asyncio.Event().wait()
+    await left()
 
 
 class Chains:

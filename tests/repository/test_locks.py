@@ -18,6 +18,7 @@ LOCKS = {
     "server.txt": (["server"], ["build"]),
     "demo.txt": (["server", "mcp", "demo"], ["build"]),
     "dev.txt": (["server", "mcp", "demo"], ["build", "dev"]),
+    "peers.txt": ([], ["peers"]),
 }
 
 

@@ -1,0 +1,73 @@
+"""A whole bus at work, for the benchmarks that need all of it: every service, and agents.
+
+async with bus_at_work() as bus, echoing(bus): …
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import aiohttp
+from pydantic import SecretStr
+
+from benchmarks.harness import PROGRAM_S_MAX, Program, program, temporary_settings, token
+from mcp_bus import config, log
+from mcp_bus.config import HEALTH_POLL_S, Settings
+from mcp_bus.embedded import Bus, credentials, running
+
+CLIENT = "bench"
+
+
+@contextlib.asynccontextmanager
+async def bus_at_work(
+    durability: Literal["always", "interval"] = "interval",
+) -> AsyncIterator[Bus]:
+    """Both engines and every service, in a folder that goes away."""
+    with temporary_settings(durability) as settings:
+        async with running(settings) as bus:
+            yield bus
+
+
+@contextlib.asynccontextmanager
+async def echoing(bus: Bus) -> AsyncIterator[Program]:
+    """The agent `echo` at work, a process of its own."""
+    async with program("benchmarks.echo", settings=as_agent(bus, "echo")) as process:
+        yield process
+
+
+def as_agent(bus: Bus, agent: str) -> Settings:
+    """What a helper process needs to come in as an agent."""
+    mine = token(secret(bus), agent, "agent")
+    return config.load({}, nats=SecretStr(bus.nats_url), token=SecretStr(mine), log_level="warning")
+
+
+def as_service(bus: Bus) -> Settings:
+    """What a helper process needs to come in as our services do: to all subjects, unasked."""
+    return config.load({}, nats=SecretStr(services_url(bus)), log_level="warning")
+
+
+def services_url(bus: Bus) -> str:
+    """Where the services' account is."""
+    password = credentials.load(bus.data_dir).bus
+    return bus.nats_url.replace("nats://", f"nats://bus:{password}@")
+
+
+def secret(bus: Bus) -> bytes:
+    """The bus secret."""
+    return credentials.load(bus.data_dir).secret.encode()
+
+
+async def caught_up(bus: Bus) -> None:
+    """Wait until the read models have reached the end of the log."""
+    channel = await log.connect(services_url(bus), name=CLIENT)
+    last = (await channel.info()).last
+    await channel.close()
+    async with asyncio.timeout(PROGRAM_S_MAX), aiohttp.ClientSession(bus.gateway_url) as session:
+        while True:
+            async with session.get("/health") as response:
+                if (await response.json())["position"] >= last:
+                    return
+            await asyncio.sleep(HEALTH_POLL_S)
