@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import agents, engine, ingest, peers
+from benchmarks import agents, engine, ingest, overhead, peers, reconnect, registry
 from benchmarks.harness import Row, machine
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
@@ -25,6 +25,10 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "agents.roundtrip.always": agents.roundtrip_always,
     "agents.1": agents.one,
     "agents.64": agents.sixty_four,
+    "agents.reconnect": reconnect.reconnect,
+    "sdk.overhead": overhead.overhead,
+    "registry.1000.cpu": registry.cpu,
+    "registry.1000.discovery": registry.discovery,
     "engine.1.interval": engine.one_interval,
     "engine.64.interval": engine.sixty_four_interval,
 }

@@ -2,21 +2,23 @@
 
 A number alone says nothing about a noisy machine. So each run measures the bus and, right after
 it, the limit: the least program that does the same job with the bare libraries, or a peer. A row
-tells the medians of at least three such runs; its ratio is the median of the runs' own.
-Durability is `interval` but in the rows that say `always`: there every message waits for an fsync,
-so they measure the disk of the temporary folder (TMPDIR) as much as the bus.
+tells the medians of at least three such runs; its ratio and its difference are the medians of the
+runs' own. Durability is `interval` but in the rows that say `always`: there every message waits
+for an fsync, so they measure the disk of the temporary folder (TMPDIR) as much as the bus.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import operator
 import os
 import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,7 +56,7 @@ class Run:
 class Must:
     """What a row has to reach: `ratio >= 0.5`."""
 
-    of: Literal["value", "ratio"]
+    of: Literal["value", "ratio", "difference"]
     op: str  # >= or <=
     than: float
 
@@ -71,11 +73,12 @@ class Row:
     must: tuple[Must, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The row as it is written, with medians, ratio and verdict."""
+        """The row as it is written, with medians, ratio, difference and verdict."""
         found = {
             "value": statistics.median(run.value for run in self.runs),
             "against_value": statistics.median(run.against_value for run in self.runs),
             "ratio": statistics.median(run.value / run.against_value for run in self.runs),
+            "difference": statistics.median(run.value - run.against_value for run in self.runs),
         }
         return {
             "id": self.id,
@@ -85,6 +88,7 @@ class Row:
             "against": self.against,
             "against_value": round(found["against_value"], 3),
             "ratio": round(found["ratio"], 3),
+            "difference": round(found["difference"], 3),
             "must": [vars(must) for must in self.must],
             "ok": all(OPERATORS[must.op](found[must.of], must.than) for must in self.must),
             "runs": [
@@ -233,6 +237,17 @@ async def program(
         yield started
     finally:
         await started.end()
+
+
+_libc = ctypes.CDLL(None)
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has used of the processors so far, as user and as system, in seconds."""
+    clock = ctypes.c_int()
+    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
+        raise ProcessLookupError(f"no process {pid}")
+    return time.clock_gettime(clock.value)
 
 
 # --- the machine --------------------------------------------------------------------------------

@@ -4,6 +4,8 @@
     python -m benchmarks.raw copy N        N messages of the stream copied into a table, unread
     python -m benchmarks.raw pong          answers each stored message with one
     python -m benchmarks.raw reply         replies to each question on core NATS
+    python -m benchmarks.raw serve         the agent `raw`: answers the requests in its queue
+    python -m benchmarks.raw listen        hears every heartbeat, and does nothing
 
 No ids, no envelope, no checks, no checkpoint: nobody could run a bus on these.
 """
@@ -14,7 +16,10 @@ import asyncio
 import json
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable
+from typing import Any
 
 import asyncpg
 import nats
@@ -24,12 +29,14 @@ from nats.aio.msg import Msg
 
 from benchmarks.harness import RAW_STREAM
 from benchmarks.helper import begin, left, say
+from mcp_bus.subjects import STREAM, queue_of
 
 MESSAGE_BYTES = 512
 WINDOW = 2000  # unacked publishes
 BATCH = 500  # messages asked for by one pull
 PULLS = 4  # that overlap
 COPY_MAX = 2000  # rows of one COPY
+SERVED_MAX = 64  # requests asked for by one pull of an agent, as the SDK does
 HOPS = 8  # of a chain: there and back, four times
 
 TABLE = "CREATE TABLE IF NOT EXISTS raw (position bigint PRIMARY KEY, subject text, raw bytea)"
@@ -128,6 +135,72 @@ async def reply() -> None:
     await left()
 
 
+async def serve() -> None:
+    """Answer each request in the queue of the agent `raw` with its inputs; ack it once the answer
+    is stored. One pull at a time, for SERVED_MAX."""
+    client = await nats.connect(
+        os.environ["MCP_BUS_NATS"], token=os.environ["MCP_BUS_TOKEN"], inbox_prefix=b"_INBOX_raw"
+    )
+    queue = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{queue_of('raw')}"
+    pull = json.dumps({"batch": SERVED_MAX, "expires": 5_000_000_000}).encode()
+    pulled, stored = client.new_inbox(), client.new_inbox()
+    unacked: dict[str, str] = {}
+    left_over, taken = 0, 0
+
+    async def asked(msg: Msg) -> None:
+        nonlocal left_over, taken
+        if msg.data:
+            taken += 1
+            unacked[str(taken)] = msg.reply
+            subject, answer = _answer(json.loads(msg.data))
+            await client.publish(subject, answer, reply=f"{stored}.{taken}")
+        left_over = left_over - 1 if msg.data else 0  # else the pull is over
+        if left_over <= 0:
+            left_over = SERVED_MAX
+            await client.publish(queue, pull, reply=pulled)
+
+    async def on_stored(msg: Msg) -> None:
+        await client.publish(unacked.pop(msg.subject.rpartition(".")[2]), b"+ACK")
+
+    for subject, heard in ((pulled, asked), (f"{stored}.*", on_stored)):
+        await client.subscribe(subject, cb=heard, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    left_over = SERVED_MAX
+    await client.publish(queue, pull, reply=pulled)
+    await client.flush()
+    say("ready")
+    await left()
+
+
+def _answer(request: dict[str, Any]) -> tuple[str, bytes]:
+    """The subject of an answer, and the least that an asker takes for one."""
+    source, asked = request["source"], request["context"]["metadata"]
+    metadata = {
+        "timestamp": int(time.time() * 1000),
+        "correlationId": asked["correlationId"],
+        "capabilities": [],
+        "messageId": uuid.uuid4().hex,
+        "causationId": asked["messageId"],
+        "replyTo": asked["replyTo"],
+    }
+    payload = {"outputs": request["context"]["payload"]["inputs"]}
+    context = {"type": "response", "payload": payload, "metadata": metadata}
+    answer = {"source": "raw", "target": source, "context": context}
+    return f"mcp.response.raw.{source}.{asked['replyTo']}", json.dumps(answer).encode()
+
+
+async def listen() -> None:
+    """Hear the heartbeats of all agents."""
+    client = await connected()
+
+    async def heard(_: Msg) -> None:
+        pass
+
+    await client.subscribe("hb.*", cb=heard, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await client.flush()
+    say("ready")
+    await left()
+
+
 class Chains:
     """The other end of `pong`: chains of eight stored hops, each hop after the one before."""
 
@@ -167,6 +240,8 @@ PROGRAMS: dict[str, Callable[..., object]] = {
     "copy": copy,
     "pong": pong,
     "reply": reply,
+    "serve": serve,
+    "listen": listen,
 }
 
 if __name__ == "__main__":

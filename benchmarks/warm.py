@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Literal
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Literal
 
 import aiohttp
 from pydantic import SecretStr
@@ -17,6 +17,8 @@ from benchmarks.harness import PROGRAM_S_MAX, Program, program, temporary_settin
 from mcp_bus import config, log
 from mcp_bus.config import HEALTH_POLL_S, Settings
 from mcp_bus.embedded import Bus, credentials, running
+from mcp_bus.messages import Message, parse
+from mcp_bus.subjects import REGISTRY, stored
 
 CLIENT = "bench"
 
@@ -42,6 +44,16 @@ def as_agent(bus: Bus, agent: str) -> Settings:
     """What a helper process needs to come in as an agent."""
     mine = token(secret(bus), agent, "agent")
     return config.load({}, nats=SecretStr(bus.nats_url), token=SecretStr(mine), log_level="warning")
+
+
+def as_crowd(bus: Bus) -> Settings:
+    """What a helper process needs to come in as any agent: it issues the tokens itself."""
+    return config.load(
+        {},
+        nats=SecretStr(bus.nats_url),
+        secret=SecretStr(secret(bus).decode()),
+        log_level="warning",
+    )
 
 
 def as_service(bus: Bus) -> Settings:
@@ -71,3 +83,35 @@ async def caught_up(bus: Bus) -> None:
                 if (await response.json())["position"] >= last:
                     return
             await asyncio.sleep(HEALTH_POLL_S)
+
+
+async def register(channel: log.Log, agents: Iterable[dict[str, Any]]) -> None:
+    """Register these agents by messages in their own names, and wait until they are."""
+    wanted = {agent["id"]: agent for agent in agents}
+    async with facts(channel, "AgentRegistered", wanted):
+        for id, agent in wanted.items():
+            payload = {"action": "register", "inputs": agent}
+            await channel.publish(Message.build("request", id, REGISTRY, payload))
+
+
+@contextlib.asynccontextmanager
+async def facts(channel: log.Log, name: str, agents: Iterable[str]) -> AsyncIterator[None]:
+    """Leave the block once the registry has said this of each of these agents."""
+    missing, all_said = set(agents), asyncio.Event()
+
+    def heard(record: log.Record) -> None:
+        fact = parse(record.data)
+        if isinstance(fact.payload, dict) and fact.payload.get("event") == name:
+            missing.discard(fact.target)
+        if not missing:
+            all_said.set()
+
+    subject = stored(f"mcp.event.{REGISTRY}.*")
+    listening = await channel.listen(subject, heard)
+    await channel.heard_from_here(subject)
+    try:
+        yield
+        async with asyncio.timeout(PROGRAM_S_MAX):
+            await all_said.wait()
+    finally:
+        await listening.stop()
