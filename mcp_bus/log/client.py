@@ -2,8 +2,8 @@
 
 Its subscriptions hand each message through a queue to a task, which is a fifth of all that a small
 request costs. `hear` calls a function as the message is read instead, in the order of the wire; the
-function only takes note, and never waits. And where nats-py would close for good, this connects
-again.
+function only takes note, and never waits. Where nats-py would close for good, this connects again;
+and closing it does not fail.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class Client(nats.aio.client.Client):
         error = NatsError(f"nats: {err_msg}")
         await self._error_cb(error)
         await self._process_op_err(error)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """Close, also where the wire breaks while what is pending is written."""
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            self._pending, self._pending_data_size = [], 0
+            self._status = self.DISCONNECTED  # else it takes itself for closed
+            await super()._close(status, do_cbs)
 
 
 class _Handed(asyncio.Queue[Msg]):
