@@ -40,6 +40,7 @@ LOG_REQUEST_S = 5.0
 LOG_CONNECT_S = 5.0
 PING_EVERY_S = 5  # with two outstanding: a frozen server is noticed in 15 s
 PINGS_OUTSTANDING_MAX = 2
+RECONNECT_SERVICE_WAIT_S = 0.05
 RECONNECT_WAIT_S = 0.25
 RECONNECT_WAIT_S_MAX = 1.0
 DENIALS_MAX = 3  # each within DENIAL_QUICK_S of the one before: then the answer is no

@@ -233,7 +233,7 @@ class Log:
                 inbox_prefix=f"_INBOX_{self.name}".encode(),
                 allow_reconnect=reconnect,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=_jittered_s(),  # type: ignore[arg-type]
+                reconnect_time_wait=_again_s(token),  # type: ignore[arg-type]
                 connect_timeout=int(config.LOG_CONNECT_S),
                 ping_interval=config.PING_EVERY_S,
                 max_outstanding_pings=config.PINGS_OUTSTANDING_MAX,
@@ -331,8 +331,12 @@ async def connect(url: str, *, name: str, reconnect: bool = True, token: Token =
     return log
 
 
-def _jittered_s() -> float:
-    """Between two tries to connect again: not all at once after the server was away."""
+def _again_s(token: Token) -> float:
+    """Between two tries to connect again. Who brings a token waits longer, not all as long, and
+    so comes after the services, one of which says who may connect: too early, it is kept waiting
+    until the server gives up to ask (3 s)."""
+    if token is None:
+        return config.RECONNECT_SERVICE_WAIT_S
     return random.uniform(config.RECONNECT_WAIT_S, config.RECONNECT_WAIT_S_MAX)
 
 
