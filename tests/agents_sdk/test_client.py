@@ -10,8 +10,12 @@ import pytest
 
 from agents_sdk import BusError, connect
 from agents_sdk.client import find
+from mcp_bus import log
 from mcp_bus.embedded import ports
+from mcp_bus.messages import Message, parse
+from mcp_bus.services import reader
 from tests.conftest import Nats
+from tests.deliveries import taking
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +125,24 @@ async def test_nobody_answers_is_told_in_time(nats: Nats) -> None:
             await bus.request("nobody", "act", timeout=0.2)
     assert (silent.value.code, silent.value.retryable) == ("answer_timeout", True)
     assert silent.value.details == {"position": 1}
+
+
+async def test_an_answer_that_was_not_heard_is_found_in_the_log(nats: Nats) -> None:
+    """One is missed with the connection, or with the server that stored it; the asker looks."""
+    services = await log.connect(nats.services, name="test")
+    await services.open_queue("echo", after=0)
+    await reader.serve(services)
+    async with (
+        connect(nats.agent("client")) as bus,
+        taking(services, "echo", 1) as queue,
+    ):
+        assert bus._asker._listening is not None
+        await bus._asker._listening.stop()
+        asking = asyncio.create_task(bus.request("echo", "say", timeout=10))
+        asked = parse((await queue.get()).record.data)
+        await services.publish(Message.answer(asked, "echo", {"outputs": {"said": 1}}))
+        assert await asking == {"said": 1}
+    await services.close()
 
 
 async def test_what_every_reader_would_refuse_is_not_published(nats: Nats) -> None:
