@@ -62,7 +62,9 @@ def started() -> Iterator[Started]:
     with tempfile.TemporaryDirectory(prefix="mcp-bus-", ignore_cleanup_errors=True) as folder:
         running: Future[tuple[embedded.Bus, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         thread = threading.Thread(
-            target=lambda: asyncio.run(_run(Path(folder), running)), name="bus", daemon=True
+            target=lambda: asyncio.run(_run(Path(folder), running)),
+            name="mcp-bus-test",
+            daemon=True,
         )
         thread.start()
         bus, loop, stop = running.result()
