@@ -17,12 +17,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PrivateAttr,
     StringConstraints,
     ValidationError,
 )
@@ -94,7 +94,6 @@ class Message(_Wire):
     source: Id
     target: Id
     context: Context
-    _raw: bytes = PrivateAttr(default=b"")
 
     @property
     def kind(self) -> Kind:
@@ -108,7 +107,7 @@ class Message(_Wire):
     def metadata(self) -> Metadata:
         return self.context.metadata
 
-    @property
+    @cached_property
     def subject(self) -> str:
         """Where this message is published; the only subject it may stand under."""
         instance = None
@@ -122,13 +121,14 @@ class Message(_Wire):
         Raises MessageError `too_large`, `bad_number`, `bad_text` or `wrong_type` for a payload
         that JSON cannot carry.
         """
-        if not self._raw:
-            value = self.model_dump(by_alias=True, exclude_unset=True)
-            raw = dumps(value)
-            if len(raw) > MESSAGE_BYTES_MAX:
-                raise too_large(len(raw))
-            self._raw = raw
-        return self._raw
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
+        raw = dumps(self.model_dump(by_alias=True, exclude_unset=True))
+        if len(raw) > MESSAGE_BYTES_MAX:
+            raise too_large(len(raw))
+        return raw
 
     @classmethod
     def read(cls, data: bytes) -> Self:
@@ -143,7 +143,7 @@ class Message(_Wire):
                 code=findings[0].code,
                 findings=findings,
             ) from None
-        message._raw = bytes(data)
+        message.__dict__["_encoded"] = bytes(data)  # as cached_property would
         return message
 
     @classmethod

@@ -41,9 +41,7 @@ def loads(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON; MessageError for what JSON cannot carry."""
     try:
-        return json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        return _compact.encode(value).encode()
     except UnicodeEncodeError as error:
         raise MessageError(f"half a surrogate pair: {error}", code="bad_text", pointer="") from None
     except ValueError as error:
@@ -98,7 +96,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-# made once: json.loads would make one for each text
+# made once: json.loads and json.dumps would make one for each text
+_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _quick = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_suspect
 )
