@@ -31,9 +31,10 @@ PUBLISH_BACKOFF_S = 0.05
 PUBLISH_BACKOFF_S_MAX = 1.0
 PULL_BATCH = 500  # messages asked for by one pull; two overlap
 PULL_EXPIRES_S = 30.0
-RECORD_PACE_S = 0.01  # a recorder that has caught up takes what came in so long
-DECIDER_PACE_S = 0.02  # and so a decider, but for what it is asked
-PROJECT_PACE_S = 0.01
+DECIDER_PACE_S = 0.02  # a decider that has caught up reads what came in so long, unless asked
+STORE_PACE_S = 0.01  # and so recorder and projector; it grows with what a batch took, times
+STORE_PACE_FACTOR = 10
+STORE_PACE_S_MAX = 0.05
 FOLLOWER_IDLE_S = 30.0  # the server forgets a follower this long after its last pull
 CONSUMERS_MAX = 20_000  # queues of agents, and followers; the server's own bound is 1,000
 LOG_REQUEST_S = 5.0
@@ -209,6 +210,11 @@ DEMO_COMMITS_MAX = 30  # of the newest; their log must fit into one message
 DEMO_REGISTER_S = 30.0
 DEMO_EXECUTE_S = 60.0
 DEMO_HEARD_S = 2.0  # for the last live message, which is only shown
+
+
+def store_pace_s(worked_s: float) -> float:
+    """How long after the last batch, which took `worked_s`, the next one may begin."""
+    return min(max(STORE_PACE_FACTOR * worked_s, STORE_PACE_S), STORE_PACE_S_MAX)
 
 
 def default_data_dir() -> Path:

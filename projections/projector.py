@@ -21,10 +21,10 @@ from mcp_bus.config import (
     PROJECT_BATCH_BYTES_MAX,
     PROJECT_BATCH_MAX,
     PROJECT_IDLE_S,
-    PROJECT_PACE_S,
     STANDBY_RETRY_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
+    store_pace_s,
 )
 from mcp_bus.runtime import Runtime
 from mcp_bus.store import event_store
@@ -63,16 +63,18 @@ async def _project(runtime: Runtime, connection: asyncpg.Connection) -> None:
     """Batch after batch, until the connection is lost."""
     await connection.execute(f"SET search_path TO {build.LIVE}")
     await connection.execute("SET synchronous_commit TO off")  # what a crash takes is folded again
+    clock = asyncio.get_running_loop().time
     async with _woken(connection) as wake:
         while True:
             wake.clear()
+            began = clock()
             position = await event_store.checkpoint(connection, event_store.READ)
             recorded = await event_store.checkpoint(connection, event_store.RECORDER)
             while position < recorded:
                 runtime.report(position=position, lag=recorded - position)
                 position = await _step(runtime, connection, recorded)
             runtime.ready(position=position, lag=0)
-            await asyncio.sleep(PROJECT_PACE_S)
+            await asyncio.sleep(store_pace_s(clock() - began))
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROJECT_IDLE_S):
                     await wake.wait()

@@ -53,10 +53,10 @@ class Follower:
 
     def __init__(self, log: Log, after: int, subject: str | None, pace_s: float) -> None:
         self.pending = 0  # messages that were behind at the start
+        self.pace_s = pace_s
         self._log = log
         self._after = after
         self._filter = subject
-        self._pace_s = pace_s
         self._next_at = 0.0  # when the next burst may be asked for (s, of the loop)
         self._behind = 0  # messages that the server had after the last one that arrived
         self._name = f"follow-{secrets.token_hex(8)}"
@@ -189,7 +189,7 @@ class Follower:
 
     def _far(self) -> bool:
         """Whether there is more behind than one burst brings; always, for who has no pace."""
-        return not self._pace_s or self._behind >= config.PULL_BATCH
+        return not self.pace_s or self._behind >= config.PULL_BATCH
 
     async def _top_up(self) -> None:
         """Ask for a burst; or, far behind, keep one to two batches asked for or waiting here: the
@@ -199,7 +199,7 @@ class Follower:
                 return
             self._burst = not self._far()
             if self._burst:
-                self._next_at = asyncio.get_running_loop().time() + self._pace_s
+                self._next_at = asyncio.get_running_loop().time() + self.pace_s
                 await self._ask(_BURST)
             while not self._burst and self._asked + len(self._arrived) <= config.PULL_BATCH:
                 await self._ask(_MORE)

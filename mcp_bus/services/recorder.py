@@ -21,10 +21,11 @@ from mcp_bus.config import (
     RECORD_BATCH_BYTES_MAX,
     RECORD_BATCH_MAX,
     RECORD_IDLE_S,
-    RECORD_PACE_S,
     STANDBY_RETRY_S,
+    STORE_PACE_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
+    store_pace_s,
 )
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import Follower, Log, Record
@@ -65,12 +66,14 @@ async def run(runtime: Runtime) -> None:
 async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
     """Batch after batch, until a connection is lost."""
     position = await event_store.open_checkpoint(connection, NAME)
-    async with log.follow(position, pace_s=RECORD_PACE_S) as follower:
+    clock = asyncio.get_running_loop().time
+    async with log.follow(position, pace_s=STORE_PACE_S) as follower:
         lag = follower.pending
         runtime.ready(position=position, lag=lag)
         while True:
             records = await _fetch(follower, connection, position)
             runtime.faults.reached("recorder.fetched")
+            began = clock()
             messages, quarantined = await _parse(records, connection)
             async with connection.transaction():
                 await event_store.append(connection, messages, quarantined)
@@ -82,6 +85,7 @@ async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
             position = records[-1].position
             lag = max(lag - len(records), 0)
             runtime.report(position=position, lag=lag)
+            follower.pace_s = store_pace_s(clock() - began)
 
 
 async def _stand_by(runtime: Runtime, connection: Connection) -> None:
