@@ -35,6 +35,8 @@ QUEUE = "_queue"  # what was observed of the queues of agents
 GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
 CAPABILITY = "capability:"
 DECIDERS = (REGISTRY, WORKFLOWS)
+MICRO_VERBS = ("PING", "INFO", "STATS")  # of NATS micro discovery (ADR-32)
+MICRO_INBOX = "_SRV"  # where it is answered; an id's own inbox is called otherwise, whatever the id
 EPOCH = "_epoch"
 _QUEUE_PREFIX = "agent-"
 
@@ -141,3 +143,8 @@ def read_of(agent: str, *, everything: bool = False) -> str:
 def heartbeat_of(agent: str) -> str:
     """Core NATS subject of an agent's heartbeats; never stored."""
     return f"hb.{agent}"
+
+
+def micro_of(verb: str, agent: str, instance: str) -> tuple[str, ...]:
+    """Where micro discovery asks a process: as one of all, as one of its id, and alone."""
+    return (f"$SRV.{verb}", f"$SRV.{verb}.{agent}", f"$SRV.{verb}.{agent}.{instance}")

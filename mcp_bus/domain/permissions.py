@@ -2,7 +2,9 @@
 
 Its requests, answers and events leave under its own id alone; it takes requests from its own
 queue, and hears and reads what the log has stored for it. Who may `bus:listen` to any agent hears
-and reads all of it.
+and reads all of it, and may ask by micro discovery. Never: leave to answer wherever a question says (the server's
+`allow_responses`), or a question with the reply `mcp.response.…` would have an agent publish in
+the name of another.
 """
 
 from __future__ import annotations
@@ -23,12 +25,25 @@ def publishes(agent: str, principal: Principal) -> list[str]:
         subjects.heartbeat_of(agent),
         subjects.query_of(agent),
         subjects.read_of(agent),
+        f"{subjects.MICRO_INBOX}.>",
     ]
-    every = principal.scope(BUS_LISTEN) == "any"
-    return [*own, subjects.read_of(agent, everything=True)] if every else own
+    everything = [subjects.read_of(agent, everything=True), "$SRV.>"]
+    return own + everything if _hears_all(principal) else own
 
 
 def hears(agent: str, principal: Principal) -> list[str]:
-    """What an agent may subscribe to, whose token is this principal's."""
-    own = [f"_INBOX_{agent}.>", f"out.response.*.{agent}.*", f"out.event.*.{agent}"]
-    return [*own, "out.>"] if principal.scope(BUS_LISTEN) == "any" else own
+    """What an agent may subscribe to, whose token is this principal's.
+
+    Leave for `x.*` is leave for `x.>` as well, as the server reads it: so the verbs are named.
+    """
+    own = [
+        f"_INBOX_{agent}.>",
+        f"out.response.*.{agent}.*",
+        f"out.event.*.{agent}",
+        *(s for verb in subjects.MICRO_VERBS for s in subjects.micro_of(verb, agent, "*")),
+    ]
+    return [*own, "out.>", f"{subjects.MICRO_INBOX}.>"] if _hears_all(principal) else own
+
+
+def _hears_all(principal: Principal) -> bool:
+    return principal.scope(BUS_LISTEN) == "any"

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from nats import micro
 from nats.aio.client import Client
 
 from agents_sdk.serving import answer_id
@@ -167,6 +168,60 @@ async def command_without_the_right(nats: Nats) -> None:
         }
 
 
+async def have_a_service_answer_for_another(nats: Nats) -> None:
+    """One who asks by micro discovery says where the answer goes; `b` is in league, and answers
+    there, as every service does that trusts its client library."""
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a", "developer"), "a") as (a, _complaints),
+        connected(nats.agent("b"), "b") as (b, complaints),
+    ):
+        beats = await bus.subscribe("hb.*")
+        await bus.flush()
+        await micro.add_service(b, name="b", version="1.0.0")
+        forged = (
+            "mcp.response.c.me.i1",
+            "mcp.event.workflows.x",
+            "mcp.request.gateway.registry",
+            "out.event.c.x",
+            "hb.c",
+            "_INBOX_c.x",
+        )
+        for reply in forged:
+            await a.publish("$SRV.PING", b"", reply=reply)
+            refused = await asyncio.wait_for(complaints.get(), PATIENCE_S)
+            assert refused == f'nats: permissions violation for publish to "{reply.lower()}"'
+        assert await stored(bus) == {}
+        assert not beats.pending_msgs
+
+
+async def have_an_agent_answer_as_itself(nats: Nats) -> None:
+    """One who asks by micro discovery says where the answer goes; the agent is honest, and may
+    publish there, but not at the will of another."""
+    b = await log.connect(nats.agent("b"), name="b")
+    async with (
+        connected(nats.services, "bus") as (bus, _),
+        connected(nats.agent("a", "developer"), "a") as (a, _complaints),
+    ):
+        beats = await bus.subscribe("hb.*")
+        await bus.flush()
+        answers = await a.subscribe("_SRV.>")
+        await log.micro.serve(b, "b", "i1", {"PING": lambda: b"pong"})
+        await b.heard_from_here("$SRV.PING")
+        for reply in (
+            *("mcp.event.b.x", "mcp.request.b.registry", "mcp.response.b.me.i1"),
+            *("hb.b", "bus.query.b", "_SRV", "_SRV.*", "_SRV.>"),
+        ):
+            await a.publish("$SRV.PING.b", b"", reply=reply)
+        await a.publish("$SRV.PING.b.i1", b"", reply="_SRV.mine")
+        answer = await answers.next_msg(PATIENCE_S)
+        assert (answer.subject, answer.data) == ("_SRV.mine", b"pong")
+        await bus.flush()
+        assert await stored(bus) == {}
+        assert not beats.pending_msgs
+    await b.close()
+
+
 NOT_FOR_AGENTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("registry", "register", agent("b", "y")),
     ("registry", "set_capabilities", {"id": "b", "capabilities": []}),
@@ -202,6 +257,8 @@ ATTACKS = (
     guess_the_id_of_an_answer,
     guess_the_id_of_an_output,
     command_without_the_right,
+    have_a_service_answer_for_another,
+    have_an_agent_answer_as_itself,
 )
 
 
