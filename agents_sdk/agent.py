@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar, overload
 
 from agents_sdk.actions import Action
 from agents_sdk.client import Bus, find, opened
+from agents_sdk.micro import Micro
 from agents_sdk.serving import Serving
 from mcp_bus import config, subjects
 from mcp_bus.errors import BusError, Refused, Unavailable
@@ -80,6 +81,7 @@ class Agent:
         self._actions: dict[str, Action] = {}
         self._bus: Bus | None = None
         self._serving: Serving | None = None
+        self._micro: Micro | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._given_back: list[int] = []
@@ -221,6 +223,8 @@ class Agent:
         await _until_available(self._register)
         room = self._max_concurrency or config.HANDLERS_MAX
         self._serving = Serving(self._bus, self._actions, faults, room)
+        self._micro = Micro(self._bus, self._serving.counts, self.describe)
+        await self._micro.start()
         self._loops = [
             asyncio.create_task(self._serving.run()),
             asyncio.create_task(self._beat()),
@@ -252,6 +256,8 @@ class Agent:
     async def _close(self) -> None:
         if self._bus is None:
             return
+        if self._micro is not None:
+            await self._micro.stop()
         if self._serving is not None:
             await self._tell("draining")
             self._given_back = await self._serving.drain(config.DRAIN_S_MAX)

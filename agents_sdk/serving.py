@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
+from agents_sdk.micro import Counts
 from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S, LOOK_AFTER_S
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
@@ -50,6 +51,7 @@ class Serving:
         self._bus = bus
         self._actions = actions
         self._faults = faults
+        self.counts = Counts(actions)
         self._queue: Deliveries = bus.log.deliver(bus.id, at_once, self._take)
         self._running: dict[int, _Hand] = {}  # by position
         self._answered: dict[int, None] = {}  # positions, the latest ones
@@ -126,7 +128,8 @@ class Serving:
         in_hand.set(context)  # this task's own
         self._faults.reached("agent.taken")
         where = f"position {record.position}, correlation {request.metadata.correlation_id}"
-        payload = await self._payload(request, context, delivery.attempt > 1, where)
+        acting = self._payload(request, context, delivery.attempt > 1, where)
+        payload = await self.counts.counted(request, acting)
         answer = self._message(request, identity, payload, partials=context.partials)
         while True:
             try:
