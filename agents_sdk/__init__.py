@@ -1,6 +1,7 @@
 """The SDK: make an agent of your functions, or talk to those of others.
 
-It needs nats-py and pydantic and nothing of the server; docs/sdk.md is its reference.
+It needs nats-py, pydantic and opentelemetry-api, and nothing of the server; docs/sdk.md is its
+reference.
 """
 
 from agents_sdk.actions import Action, ActionError

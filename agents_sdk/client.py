@@ -18,7 +18,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents_sdk import executions, streaming
+from opentelemetry.trace import SpanKind
+
+from agents_sdk import executions, streaming, tracing
 from agents_sdk.context import in_hand
 from agents_sdk.signals import Signals
 from agents_sdk.subscription import Subscription
@@ -142,9 +144,10 @@ class Bus:
         cancelled while waiting sends the agent a Cancel. Raises BusError: the one that was
         answered, `answer_timeout`, or why the bus cannot.
         """
-        question = await self._question(target, action, inputs, timeout, correlation_id)
-        with self._progress(question, on_progress):
-            return streaming.outputs_in(await self._answer(question, timeout))
+        with tracing.sending("request", target, action=action):
+            question = await self._question(target, action, inputs, timeout, correlation_id)
+            with self._progress(question, on_progress):
+                return streaming.outputs_in(await self._answer(question, timeout))
 
     async def stream(
         self,
@@ -161,10 +164,12 @@ class Bus:
         `timeout` is for the whole answer. Who leaves the loop sends the agent a Cancel. Raises
         what `request` does, after the parts that came before.
         """
-        question = await self._question(target, action, inputs, timeout, correlation_id)
-        async with contextlib.aclosing(streaming.parts(self, question, timeout)) as parts:
-            async for part in parts:
-                yield part
+        with tracing.apart("stream", target, action=action) as span:
+            with span():
+                question = await self._question(target, action, inputs, timeout, correlation_id)
+            async with contextlib.aclosing(streaming.parts(self, question, timeout)) as parts:
+                async for part in parts:
+                    yield part
 
     async def run_workflow(
         self,
@@ -183,8 +188,9 @@ class Bus:
         wanted: dict[str, Any] = {"workflowId": id, "inputs": inputs or {}}
         if version is not None:
             wanted["version"] = version
-        command = await self._question(subjects.WORKFLOWS, "execute", wanted, timeout, None)
-        return await executions.run(self, command, timeout)
+        with tracing.sending("run_workflow", subjects.WORKFLOWS, workflow=id):
+            command = await self._question(subjects.WORKFLOWS, "execute", wanted, timeout, None)
+            return await executions.run(self, command, timeout)
 
     async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
         """The agents that fit, by id, each with `live`; `wanted` are the parameters of
@@ -245,8 +251,9 @@ class Bus:
 
         By convention the payload is {"event": "PastTense", …}. Raises BusError.
         """
-        message = self._message("event", target, payload, correlation_id)
-        return (await self.log.publish(message)).position
+        with tracing.sending("publish", target, SpanKind.PRODUCER):
+            message = tracing.named(self._message("event", target, payload, correlation_id))
+            return (await self.log.publish(message)).position
 
     def subscribe(
         self,
@@ -288,7 +295,7 @@ class Bus:
             wanted = {"capability": needed, "action": action}
             chosen = await self.request(subjects.REGISTRY, "choose", wanted, timeout=timeout_s)
             target = chosen["agent"]
-        return self._message(
+        question = self._message(
             "request",
             target,
             {"action": action, "inputs": inputs or {}},
@@ -297,6 +304,7 @@ class Bus:
             reply_to=self._asker.instance,
             deadline=now_ms() + int(timeout_s * 1000),
         )
+        return tracing.named(question)
 
     async def _answer(self, question: Message, timeout_s: float) -> Message:
         try:
@@ -331,7 +339,8 @@ class Bus:
         if context is not None:
             asked = context.asked.metadata
             correlation_id = correlation_id or asked.correlation_id
-            metadata |= {"causation_id": asked.message_id, "traceparent": asked.traceparent}
+            metadata["causation_id"] = asked.message_id
+        metadata["traceparent"] = tracing.traceparent()
         return Message.build(
             kind, self.id, target, payload, correlation_id=correlation_id, **metadata
         )

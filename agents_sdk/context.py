@@ -52,6 +52,7 @@ class Context:
         self.deadline: int | None = request.metadata.deadline
         self.cancelled = asyncio.Event()
         self.asked = request
+        self.traceparent = request.metadata.traceparent  # or that of the action's own span
         self.partials: int | None = None  # how many an action in parts has told
         self._bus = bus
         self._answer_id = answer_id

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from agents_sdk import tracing
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
@@ -129,7 +130,7 @@ class Serving:
         self._faults.reached("agent.taken")
         where = f"position {record.position}, correlation {request.metadata.correlation_id}"
         acting = self._payload(request, context, delivery.attempt > 1, where)
-        payload = await self.counts.counted(request, acting)
+        payload = await self.counts.counted(request, tracing.processed(context, acting))
         answer = self._message(request, identity, payload, partials=context.partials)
         while True:
             try:

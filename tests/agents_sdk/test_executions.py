@@ -9,6 +9,7 @@ import pytest
 
 from agents_sdk import ActionError, BusError, connect
 from agents_sdk.testing import Bus, Started, fake_agent, never, opened
+from tests.agents_sdk.spans import Exported, linked
 
 
 def step(id: str, **inputs: Any) -> dict[str, Any]:
@@ -73,3 +74,11 @@ async def test_an_execution_that_is_waited_for_in_vain_is_named(client: Bus) -> 
         await client.run_workflow("waits", timeout=0.2)
     assert late.value.code == "answer_timeout"
     assert (await client.next_timer()).target == late.value.details["executionId"]
+
+
+async def test_each_step_is_in_the_trace_of_who_started(client: Bus, exported: Exported) -> None:
+    """What the last agent did is a child of the wait for the end."""
+    await client.run_workflow("two", {"n": 1})
+    spans = exported.spans()
+    assert linked(spans, "run_workflow workflows", "process worker")
+    assert (spans["run_workflow workflows"].attributes or {})["mcp_bus.workflow"] == "two"

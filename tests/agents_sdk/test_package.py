@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "release_notes.py"
 
 SERVER_ONLY = (
-    *("aiohttp", "asyncpg", "click", "eventsourcing", "jwt", "mcp", "opentelemetry", "rich"),
-    *("structlog", "uvloop"),
+    *("aiohttp", "asyncpg", "click", "eventsourcing", "jwt", "mcp", "opentelemetry.sdk"),
+    *("rich", "structlog", "uvloop"),
 )
 IMPORT = """
 import sys

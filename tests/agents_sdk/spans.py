@@ -1,0 +1,46 @@
+"""What a program's OpenTelemetry was given."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+Spans = dict[str, ReadableSpan]
+
+
+class Exported:
+    """What the program's exporter was given."""
+
+    def __init__(self) -> None:
+        self._memory = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._memory))
+
+    def spans(self) -> Spans:
+        """The spans that have ended, but for the commands to the registry."""
+        ended = self._memory.get_finished_spans()
+        return {span.name: span for span in ended if not span.name.endswith(" registry")}
+
+    def text(self) -> str:
+        return "".join(span.to_json() for span in self._memory.get_finished_spans())
+
+
+def parent(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent is not None else None
+
+
+def ids(span: ReadableSpan) -> tuple[int, int]:
+    found = span.get_span_context()
+    assert found is not None
+    return found.trace_id, found.span_id
+
+
+def linked(spans: Spans, *names: str) -> bool:
+    """Whether each is the child of the one before it, in one trace."""
+    found = [spans[name] for name in names]
+    return len({ids(span)[0] for span in found}) == 1 and all(
+        parent(child) == ids(above)[1] for above, child in pairwise(found)
+    )
