@@ -18,8 +18,10 @@ from mcp.types import TextContent, Tool
 
 from agents_sdk.actions import Action, ActionError
 from agents_sdk.adapters.mcp_server import Server, started, tools_of
+from agents_sdk.adapters.progress import handed_on
 from agents_sdk.adapters.transports import Run, Transport
 from agents_sdk.agent import Agent
+from agents_sdk.context import here
 
 OUTPUTS = {
     "type": "object",
@@ -72,7 +74,8 @@ def action_of(server: Server, tool: Tool) -> Action:
     """The action that calls `tool`; a character that no id may have becomes `_`."""
 
     async def run(inputs: dict[str, Any]) -> dict[str, Any]:
-        result = await server.call(tool.name, inputs)
+        async with handed_on(here()) as progress:
+            result = await server.call(tool.name, inputs, progress)
         text = "\n".join(part.text for part in result.content if isinstance(part, TextContent))
         if result.is_error:
             raise ActionError("tool_error", text or f"{tool.name} failed without a word")

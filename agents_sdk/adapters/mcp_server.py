@@ -18,6 +18,7 @@ from typing import Any
 
 from mcp import Client, MCPError
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import CONNECTION_CLOSED, CallToolResult, Tool, ToolListChangedNotification
 from pydantic import ValidationError
 
@@ -85,8 +86,10 @@ class Server:
         finally:
             self._settled.set()
 
-    async def call(self, tool: str, inputs: dict[str, Any]) -> CallToolResult:
-        """The result of a tool.
+    async def call(
+        self, tool: str, inputs: dict[str, Any], progress: ProgressFnT
+    ) -> CallToolResult:
+        """The result of a tool; `progress` is called with what it tells of it meanwhile.
 
         Raises ActionError `server_ended` (retryable) when the server ended meanwhile or for good,
         `tool_error` for any other error.
@@ -96,7 +99,7 @@ class Server:
         if client is None:
             raise self._gone(tool)
         try:
-            return await client.call_tool(tool, inputs)
+            return await client.call_tool(tool, inputs, progress_callback=progress)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED or run.ended.is_set():
                 raise self._gone(tool) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 VERSION, *STRICT = sys.argv[1:] if __name__ == "__main__" and sys.argv[1:] else ["2025-06-18"]
 tools = ["pid", "die", "hang", "cancelled", "learn", "forget", "shout", "lie", "babble", "a/b.c"]
+tools += ["steps", "count"]
 hanging: dict[str, int] = {}  # the id of the call that has no answer yet
 cancelled: set[int] = set()
 NO_INPUTS = {"type": "object", "properties": {}}
@@ -31,7 +32,7 @@ def answer(message: dict[str, Any]) -> dict[str, Any] | None:
         case "tools/list":
             result = {"tools": [described(name) for name in tools]}
         case "tools/call":
-            result = call(message["params"]["name"], message["id"])
+            result = call(message["params"], message["id"])
         case "notifications/cancelled":
             cancelled.add(message["params"]["requestId"])
             return None
@@ -47,8 +48,9 @@ def described(name: str) -> dict[str, Any]:
     return {"name": name, "inputSchema": NO_INPUTS} | outputs
 
 
-def call(name: str, identity: int) -> dict[str, Any] | None:
+def call(params: dict[str, Any], identity: int) -> dict[str, Any] | None:
     """The result of a tool, or None when it has none yet."""
+    name = params["name"]
     match name:
         case "pid":
             return {"content": [{"type": "text", "text": str(os.getpid())}]}
@@ -74,9 +76,23 @@ def call(name: str, identity: int) -> dict[str, Any] | None:
                 tools.remove("learnt")
             say({"method": "notifications/tools/list_changed"})
             return {"content": []}
+        case "steps":
+            for n in range(1, 101):
+                progress(params, progress=n, total=100, message=f"step {n}")
+            return {"content": []}
+        case "count":
+            progress(params, progress=3, message="seen")
+            return {"content": []}
         case "learnt":
             return {"content": [{"type": "text", "text": "I know"}]}
     return None
+
+
+def progress(params: dict[str, Any], **told: Any) -> None:
+    """Tell of the progress of a call, if it asked for that."""
+    if "progressToken" in params.get("_meta", {}):
+        told["progressToken"] = params["_meta"]["progressToken"]
+        say({"method": "notifications/progress", "params": told})
 
 
 def main() -> None:
