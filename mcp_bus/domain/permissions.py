@@ -2,9 +2,9 @@
 
 Its requests, answers and events leave under its own id alone; it takes requests from its own
 queue, and hears and reads what the log has stored for it. Who may `bus:listen` to any agent hears
-and reads all of it, and may ask by micro discovery. Never: leave to answer wherever a question says (the server's
-`allow_responses`), or a question with the reply `mcp.response.…` would have an agent publish in
-the name of another.
+and reads all of it, and may ask by micro discovery. Never: leave to answer wherever a question
+says (the server's `allow_responses`), or a question with the reply `mcp.response.…` would have an
+agent publish in the name of another.
 """
 
 from __future__ import annotations
