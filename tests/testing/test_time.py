@@ -21,8 +21,10 @@ from agents_sdk.testing import (
 )
 
 
-def workflow(id: str, timeout_ms: int = 60_000) -> dict[str, Any]:
-    step = {"id": "s", "agentId": "worker", "action": "work", "timeoutMs": timeout_ms}
+def workflow(id: str, worker: str, timeout_ms: int = 60_000) -> dict[str, Any]:
+    """The step of each test has a worker of its own: a request that is never answered stays in
+    the queue, and is handed to whoever comes next."""
+    step = {"id": "s", "agentId": worker, "action": "work", "timeoutMs": timeout_ms}
     return {"id": id, "name": id, "steps": [{**step, "inputs": {}}]}
 
 
@@ -32,8 +34,8 @@ async def start(bus: Bus, id: str) -> str:
 
 async def test_a_time_out_of_a_minute_takes_no_minute(bus: Bus) -> None:
     """The step fails with its code, in well under a second."""
-    async with fake_agent("worker", work=never()):
-        await bus.define(workflow("slow"))
+    async with fake_agent("slow", work=never()):
+        await bus.define(workflow("slow", "slow"))
         began = time.monotonic()
         running = asyncio.create_task(bus.run_workflow("slow"))
         due = await bus.next_timer()
@@ -47,7 +49,7 @@ async def test_a_time_out_of_a_minute_takes_no_minute(bus: Bus) -> None:
             [
                 "client -> workflows: request execute",
                 "workflows -> client: response",
-                "workflows -> worker: request work",
+                "workflows -> slow: request work",
                 "_clock: TimerDue",
                 "workflows: ExecutionFailed",
             ],
@@ -56,9 +58,9 @@ async def test_a_time_out_of_a_minute_takes_no_minute(bus: Bus) -> None:
 
 async def test_time_outs_come_in_their_order(bus: Bus) -> None:
     """The earliest first, whichever began first; one that was answered never."""
-    async with fake_agent("worker", work=in_turn(returns(1), never())):
+    async with fake_agent("ordered", work=in_turn(returns(1), never())):
         for id, minutes in (("first", 1), ("long", 20), ("short", 2)):
-            await bus.define(workflow(id, minutes * 60_000))
+            await bus.define(workflow(id, "ordered", minutes * 60_000))
         await bus.run_workflow("first")
         long, short = await start(bus, "long"), await start(bus, "short")
         assert [(await bus.next_timer()).target for _ in range(2)] == [short, long]
@@ -68,9 +70,9 @@ async def test_time_outs_come_in_their_order(bus: Bus) -> None:
 
 async def test_a_test_steps_its_own_executions(bus: Bus, mcp_bus_started: Started) -> None:
     """What an earlier test left behind runs out of time too, without a word."""
-    async with fake_agent("worker", work=never()):
-        await bus.define(workflow("left", 30_000))
-        await bus.define(workflow("mine", 60_000))
+    async with fake_agent("left", work=never()):
+        await bus.define(workflow("left", "left", 30_000))
+        await bus.define(workflow("mine", "left", 60_000))
         left = await start(bus, "left")
         async with opened(mcp_bus_started) as later:
             mine = await start(later, "mine")
