@@ -89,15 +89,14 @@ async def history(pool: asyncpg.Pool, id: str, after: int = 0, limit: int = PAGE
         stored, more = await event_store.read_facts_of_agents(
             connection, id, after, limit, PAGE_BYTES_MAX
         )
-    facts = [
-        {
+    facts = []
+    for message in stored:
+        own = {
             "position": message.position,
             "time": message.time_us // 1000,
             "correlationId": message.correlation_id,
-            **json.loads(message.raw)["context"]["payload"],
         }
-        for message in stored
-    ]
+        facts.append(own | json.loads(message.raw)["context"]["payload"] | own)
     return {"facts": facts, "next": facts[-1]["position"] if more else None}
 
 

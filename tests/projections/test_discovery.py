@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from mcp_bus.messages import Message
 from projections.discovery import Wanted, agent, discover, discover_at, history
 from tests.mcp_bus.history import History
 from tests.mcp_bus.history import agent as described
@@ -135,6 +136,20 @@ async def test_an_agent_has_a_history(
     assert found is not None
     assert (found[0]["revoked"], found[1]) == (True, fact["position"])
     assert await agent(pool, "nobody") is None
+
+
+async def test_a_fact_that_names_a_position_of_its_own_does_not_turn_the_page(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, three: History
+) -> None:
+    """A DecisionFailed tells which message it failed on; the page goes on after it."""
+    failed = {"event": "DecisionFailed", "position": 1, "error": {}}
+    for _ in range(2):
+        three.say(Message.build("event", "registry", "echo", failed))
+    await show(connection, three)
+    first = await history(pool, "echo", limit=2)
+    second = await history(pool, "echo", after=first["next"])
+    positions = [fact["position"] for page in (first, second) for fact in page["facts"]]
+    assert positions[1:] == [logged.position for logged in three.log[-2:]]
 
 
 async def test_a_revoked_agent_is_inactive_until_it_is_reinstated(
