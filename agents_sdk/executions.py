@@ -1,21 +1,24 @@
 """Run a workflow over the log, and wait for its end: see Bus.run_workflow.
 
 The execution's id is that of the command, so its end is listened for before it is asked for, and a
-quick one cannot end unheard. The fact that ends it names as its cause the last answer, which
-holds the outputs. Never: an execution that was started and is not named when the wait fails.
+quick one cannot end unheard; a lost connection loses nothing (subscription.py). The fact that ends
+it names as its cause the last answer, which holds the outputs. Never: an execution that was started
+and is not named when the wait fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from agents_sdk.streaming import outputs_in
-from mcp_bus import log, subjects
+from agents_sdk.subscription import Subscription
+from mcp_bus import subjects
 from mcp_bus.config import ANSWERS_HEARD_MAX, REQUEST_S
-from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
-from mcp_bus.messages import Message, parse
+from mcp_bus.errors import BusError, Refused, Unavailable
+from mcp_bus.messages import Message
 
 if TYPE_CHECKING:
     from agents_sdk.client import Bus
@@ -24,14 +27,7 @@ if TYPE_CHECKING:
 async def run(bus: Bus, command: Message, timeout_s: float) -> dict[str, Any]:
     """See Bus.run_workflow; `command` is the request `execute`."""
     execution = command.metadata.message_id or ""
-    heard = _Heard(bus.log, execution)
-    bus.log.on_lost(heard.changed)
-    async with contextlib.AsyncExitStack() as leaving:
-        leaving.callback(bus.log.off_lost, heard.changed)
-        for subject in (f"event.{subjects.WORKFLOWS}.{execution}", "response.*.workflows.*"):
-            listening = await bus.log.listen(subjects.stored("mcp." + subject), heard.take)
-            leaving.push_async_callback(listening.stop)
-        await _may_hear(bus, execution)
+    async with _heard(bus, execution) as heard:
         try:
             async with asyncio.timeout(timeout_s):
                 # longer than the wait around it, which is the one that tells the execution
@@ -45,62 +41,72 @@ async def run(bus: Bus, command: Message, timeout_s: float) -> dict[str, Any]:
             ) from None
 
 
-async def _may_hear(bus: Bus, execution: str) -> None:
-    try:
-        await bus.log.heard_from_here(f"out.event.{subjects.WORKFLOWS}.{execution}")
-    except Refused:
-        raise Refused(
-            f"{bus.id} may not hear how an execution ends, and nothing was started: that needs a "
-            'role that may bus:listen. Start it by request("workflows", "execute", '
-            '{"workflowId": …, "inputs": …}), and ask the gateway: GET /executions/{id}',
-            code="forbidden",
-        ) from None
+@contextlib.asynccontextmanager
+async def _heard(bus: Bus, execution: str) -> AsyncIterator[_Heard]:
+    """What is heard of an execution from here on."""
+    heard = _Heard(execution)
+    async with contextlib.AsyncExitStack() as leaving:
+        for messages in (
+            bus.subscribe(subjects.WORKFLOWS, execution),
+            bus.subscribe(target=subjects.WORKFLOWS, kind="response"),
+        ):
+            try:
+                await leaving.enter_async_context(messages)
+            except Refused:
+                raise Refused(
+                    f"{bus.id} may not hear how an execution ends, and nothing was started: that "
+                    'needs a role that may bus:listen. Start it by request("workflows", "execute", '
+                    '{"workflowId": …, "inputs": …}), and ask the gateway: GET /executions/{id}',
+                    code="forbidden",
+                ) from None
+            reading = asyncio.create_task(heard.read(messages))
+            leaving.callback(reading.cancel)
+        yield heard
 
 
 class _Heard:
     """What was heard of one execution: the latest answers to its steps, and its end."""
 
-    def __init__(self, channel: log.Log, execution: str) -> None:
-        self.changed = asyncio.Event()
-        self._log = channel
-        self._generation = channel.generation
+    def __init__(self, execution: str) -> None:
         self._execution = execution
+        self._changed = asyncio.Event()
         self._answers: dict[str | None, Message] = {}
         self._end: Message | None = None
+        self._failed: BusError | None = None
 
-    def take(self, record: log.Record) -> None:
-        """One stored message; those of other executions are passed over unread."""
-        stored = log.republished(record)
-        if stored is None or self._execution.encode() not in record.data:
-            return
+    async def read(self, messages: Subscription) -> None:
+        """Take what is about the execution, until cancelled."""
         try:
-            message = parse(stored.data, stored.subject)
-        except MessageError:
-            return
-        if message.metadata.correlation_id != self._execution:
-            return
+            async for message in messages:
+                if message.metadata.correlation_id == self._execution:
+                    self._take(message)
+            raise Unavailable("the bus was closed")
+        except BusError as error:
+            self._failed = error
+        self._changed.set()
+
+    async def end(self) -> dict[str, Any]:
+        """The outputs of the last step that completed, {} if all were skipped.
+
+        Raises the BusError of the step that failed, or by which the end cannot be heard any more,
+        with the execution's id in its details.
+        """
+        while (outputs := self._outputs()) is None:
+            if self._failed is not None:
+                self._failed.details = {"executionId": self._execution}
+                raise self._failed
+            self._changed.clear()
+            await self._changed.wait()
+        return outputs
+
+    def _take(self, message: Message) -> None:
         if message.kind == "response":
             self._answers[message.metadata.message_id] = message
             if len(self._answers) > ANSWERS_HEARD_MAX:
                 del self._answers[next(iter(self._answers))]
         elif _event(message) in ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed"):
             self._end = message
-        self.changed.set()
-
-    async def end(self) -> dict[str, Any]:
-        """The outputs of the last step that completed, {} if all were skipped.
-
-        Raises the BusError of the step that failed, with the execution's id in its details.
-        """
-        while (outputs := self._outputs()) is None:
-            if self._log.generation != self._generation:
-                raise Unavailable(
-                    f"the connection was lost while execution {self._execution} ran",
-                    details={"executionId": self._execution},
-                )
-            self.changed.clear()
-            await self.changed.wait()
-        return outputs
+        self._changed.set()
 
     def _outputs(self) -> dict[str, Any] | None:
         if self._end is None:

@@ -49,14 +49,14 @@ class Subscription:
         self._stopped = False
 
     async def __aenter__(self) -> Self:
-        if self.position is None:
-            await self._begin_here()
         self._generation = self._bus.log.generation
         self._bus.log.on_lost(self._changed)
         self._listening = await self._bus.log.listen(subjects.stored(self._subject), self._heard)
         self._bus._subscriptions.add(self)
         try:
             await self._bus.log.heard_from_here(subjects.stored(self._subject))
+            if self.position is None:
+                await self._begin_here()
         except BaseException:
             await self.stop()
             raise
@@ -97,12 +97,14 @@ class Subscription:
             await self._listening.stop()
 
     async def _begin_here(self) -> None:
-        """After the log's last message: what is stored while the listening begins is read."""
+        """After the log's last message: what is stored later is heard already."""
         try:
-            self.position = self._seen = await self._bus.last_position(self._subject)
-            self._missing = True
+            last = await self._bus.last_position(self._subject)
         except Unavailable as error:
             logger.info("%s is only heard live: %s", self._subject, error)
+            return
+        self._seen = max(self._seen, last)
+        self.position = self._ready[0][0] - 1 if self._ready else last
 
     def _heard(self, record: log.Record) -> None:
         stored = log.republished(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -74,6 +75,29 @@ async def test_an_execution_that_is_waited_for_in_vain_is_named(client: Bus) -> 
         await client.run_workflow("waits", timeout=0.2)
     assert late.value.code == "answer_timeout"
     assert (await client.next_timer()).target == late.value.details["executionId"]
+
+
+async def test_a_lost_connection_loses_no_end(client: Bus) -> None:
+    """What ended while nobody could hear it is read from the log."""
+    gone = asyncio.Event()
+
+    async def late(n: int) -> int:
+        await gone.wait()
+        return n
+
+    late_step = {"id": "a", "agentId": "later", "action": "late", "inputs": {"n": "${inputs.n}"}}
+    async with fake_agent("later", late=late) as agent:
+        await client.define({"id": "late", "name": "late", "steps": [late_step]})
+        running = asyncio.create_task(client.run_workflow("late", {"n": 4}))
+        await agent.called()
+        lost = asyncio.Event()
+        client.log.on_lost(lost)
+        reconnecting = asyncio.create_task(client.log.reconnect())
+        await lost.wait()
+        gone.set()
+        await client.wait_for("ExecutionCompleted")
+        await reconnecting
+        assert await running == {"result": 4}
 
 
 async def test_each_step_is_in_the_trace_of_who_started(client: Bus, exported: Exported) -> None:
