@@ -69,6 +69,7 @@ class Follower:
         self._read = 0  # its consumer sequence
         self._asked = 0  # messages asked for and not received
         self._burst = False  # that is the open pull
+        self._over_at = 0.0  # when the last pull must have ended (s, of the loop)
         self._inbox = ""
         self._listening: Listening | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -155,11 +156,20 @@ class Follower:
             early_s = 0.0 if now or self._hurried > self._position else self._next_at - clock()
             if early_s <= 0:
                 await self._top_up()
-                await self._wake.wait()
+                await self._answered()
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(early_s):
                     await self._wake.wait()
+
+    async def _answered(self) -> None:
+        """A pull ends in its time, one way or the other; one that does not was lost with the
+        server that kept this consumer."""
+        try:
+            async with asyncio.timeout_at(self._over_at):
+                await self._wake.wait()
+        except TimeoutError:
+            self._fail("the log does not answer")
 
     def _take(self, msg: Msg, at: Sequences) -> Record:
         position, sequence, time_us, _ = at
@@ -208,6 +218,8 @@ class Follower:
 
     async def _ask(self, pull: bytes) -> None:
         self._asked += config.PULL_BATCH
+        wait_s = config.PULL_EXPIRES_S + config.LOG_REQUEST_S
+        self._over_at = asyncio.get_running_loop().time() + wait_s
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.STREAM}.{self._name}"
         await self._log.client.publish(subject, pull, reply=self._inbox)
 

@@ -112,36 +112,6 @@ async def test_a_follower_reads_on_as_messages_come(bus: Log) -> None:
         assert [r.position for r in await follower.read()] == [1]
 
 
-async def test_who_keeps_a_pace_reads_in_bursts(bus: Log) -> None:
-    """Having caught up, he is brought nothing before his time; what hurries comes at once, with
-    all that stands before it."""
-    async with bus.follow(0, pace_s=60) as follower:
-        await bus.publish(event(1))
-        assert [r.position for r in await follower.read()] == [1]
-        for number in (2, 3, 4):
-            await bus.publish(event(number))
-        assert await follower.read(0.05) == []
-        follower.hurry(4)
-        found: list[Record] = []
-        while len(found) < 3:
-            found += await asyncio.wait_for(follower.read(), 5)
-        assert [r.position for r in found] == [2, 3, 4]
-        await bus.publish(event(5))
-        assert await follower.read(0.05) == []
-        assert [r.position for r in await asyncio.wait_for(follower.read(now=True), 5)] == [5]
-
-
-async def test_a_pace_does_not_hold_up_who_is_far_behind(bus: Log) -> None:
-    """Several bursts are read as fast as the server sends them, and each position once."""
-    total = 3 * config.PULL_BATCH + 7
-    await asyncio.gather(*(bus.publish(event(n)) for n in range(total)))
-    found: list[Record] = []
-    async with asyncio.timeout(10), bus.follow(0, pace_s=0.2) as follower:
-        while len(found) < total:
-            found += await follower.read()
-    assert [r.position for r in found] == list(range(1, total + 1))
-
-
 async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
     """Never a silent end: who follows gets Unavailable and begins anew after its position."""
     session = await log.connect(nats.services, name="test", reconnect=False)
