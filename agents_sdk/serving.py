@@ -24,7 +24,14 @@ from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
 from agents_sdk.micro import Counts
-from mcp_bus.config import ANSWERED_KEPT_MAX, CANCELS_KEPT_MAX, IN_PROGRESS_EVERY_S, LOOK_AFTER_S
+from mcp_bus.config import (
+    ANSWERED_KEPT_MAX,
+    CANCELS_KEPT_MAX,
+    IN_PROGRESS_EVERY_S,
+    LOOK_AFTER_S,
+    LOOK_AGAIN_S,
+    LOOK_TRIES_MAX,
+)
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
 from mcp_bus.log import Deliveries, Delivery, Record
@@ -149,11 +156,15 @@ class Serving:
         record, again = delivery.record, delivery.attempt > 1
         if not again and now_ms() - record.time < LOOK_AFTER_S * 1000:
             return False
-        try:
-            return await self._bus.is_answered(record.position, by_registry=not again)
-        except BusError as error:
-            logger.info("position %d may be answered already: %s", record.position, error)
-            return False
+        for tries in range(1, LOOK_TRIES_MAX + 1):
+            try:
+                return await self._bus.is_answered(record.position, by_registry=not again)
+            except BusError as error:
+                if error.code != "busy" or tries == LOOK_TRIES_MAX:
+                    logger.info("position %d may be answered already: %s", record.position, error)
+                    return False
+            await asyncio.sleep(LOOK_AGAIN_S * tries)
+        return False
 
     async def _payload(
         self, request: Message, context: Context, again: bool, where: str

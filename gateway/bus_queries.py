@@ -1,8 +1,7 @@
 """What agents ask the read models over their connection to the log: `bus.query.<agent>`.
 
 The subject says who asks, because the server lets each agent use no other. A question is a route
-that only reads, with the rights of the role `agent`; see docs/subjects.md for its form. Never more
-than QUERIES_MAX at a time: the rest is refused.
+that only reads, with the rights of the role `agent`; see docs/subjects.md for its form.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from gateway.call import Call, Gateway, Route
 from gateway.door import path_of, query_of
 from gateway.routes import ROUTES
 from mcp_bus import telemetry
-from mcp_bus.config import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_MAX, QUERIES_MAX
+from mcp_bus.config import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, PAGE_MAX
 from mcp_bus.domain.roles import Principal
-from mcp_bus.errors import BusError, Refused, Unavailable
+from mcp_bus.errors import BusError, Refused
 from mcp_bus.log import Listening, questions
 from mcp_bus.messages import dumps, error_payload, loads
 from mcp_bus.subjects import query_of as subject_of
@@ -36,15 +35,7 @@ async def serve(gateway: Gateway) -> Listening:
     async def answer(subject: str, data: bytes) -> bytes:
         return await answered(gateway, subject.rpartition(".")[2], data)
 
-    busy = Unavailable(f"more than {QUERIES_MAX} questions at once", code="busy")
-    return await questions.serve(
-        gateway.log,
-        subject_of("*"),
-        GROUP,
-        answer,
-        at_once=QUERIES_MAX,
-        busy=dumps(error_payload(busy)),
-    )
+    return await questions.serve(gateway.log, subject_of("*"), GROUP, answer)
 
 
 async def answered(gateway: Gateway, agent: str, data: bytes) -> bytes:

@@ -23,13 +23,12 @@ from mcp_bus import subjects, telemetry
 from mcp_bus.config import (
     MESSAGE_BYTES_MAX,
     POSITION_MAX,
-    QUERIES_MAX,
     READ_ANSWERS_MAX,
     READ_BYTES_MAX,
     READ_PAGE_MAX,
 )
 from mcp_bus.domain.agents import checked
-from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
+from mcp_bus.errors import BusError, MessageError, Refused
 from mcp_bus.log import Listening, Log, Record, questions
 from mcp_bus.messages import Message, dumps, error_payload, is_error, loads, parse
 
@@ -58,11 +57,8 @@ async def serve(log: Log) -> list[Listening]:
         _, _, agent, *everything = subject.split(".")
         return await answered(log, agent, bool(everything), data)
 
-    busy = Unavailable(f"more than {QUERIES_MAX} questions at once", code="busy")
     return [
-        await questions.serve(
-            log, subject, GROUP, answer, at_once=QUERIES_MAX, busy=dumps(error_payload(busy))
-        )
+        await questions.serve(log, subject, GROUP, answer)
         for subject in (subjects.read_of("*"), subjects.read_of("*", everything=True))
     ]
 

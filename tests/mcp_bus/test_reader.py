@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from mcp_bus import log, subjects
-from mcp_bus.config import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.config import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, QUERIES_EACH_MAX
 from mcp_bus.errors import BusError, Unavailable
 from mcp_bus.log import Log
 from mcp_bus.messages import Message, dumps, error_payload, loads
@@ -122,6 +123,20 @@ async def test_what_is_anothers_is_not_read(
     await bus.publish(Message.build("request", "me", "other", {}))
     await bus.publish(event("other", "me"))
     assert await refusal(me, question) == code
+
+
+async def test_one_agent_does_not_keep_the_others_waiting(nats: Nats, bus: Log, me: Log) -> None:
+    """Beyond QUERIES_EACH_MAX of its own it is told that the bus is busy, and others are not."""
+    other = await log.connect(nats.agent("other"), name="other")
+    mine = [asked(me, {"subject": "mcp.event.*.me"}) for _ in range(4 * QUERIES_EACH_MAX)]
+    theirs = other.question(subjects.read_of("other"), dumps({"subject": "mcp.event.*.other"}))
+    answers, of_other = await asyncio.gather(asyncio.gather(*mine, return_exceptions=True), theirs)
+    assert loads(of_other) == {"outputs": {"last": 0}}
+    refused = {answer.code for answer in answers if isinstance(answer, BusError)}
+    served = [answer for answer in answers if isinstance(answer, dict)]
+    assert refused == {"busy"}
+    assert len(served) >= QUERIES_EACH_MAX
+    await other.close()
 
 
 async def test_everything_is_for_those_who_may_listen(nats: Nats, bus: Log, me: Log) -> None:
