@@ -302,7 +302,7 @@ class Bus:
             correlation_id,
             capabilities=[needed] if needed is not None else None,
             reply_to=self._asker.instance,
-            deadline=now_ms() + int(timeout_s * 1000),
+            deadline=_deadline(timeout_s),
         )
         return tracing.named(question)
 
@@ -344,6 +344,14 @@ class Bus:
         return Message.build(
             kind, self.id, target, payload, correlation_id=correlation_id, **metadata
         )
+
+
+def _deadline(timeout_s: float) -> int:
+    """Until when an answer is waited for (Unix ms): no longer than the request in hand, not by the
+    millisecond that may pass between two looks at the clock."""
+    context = in_hand.get()
+    own = now_ms() + int(timeout_s * 1000)
+    return own if context is None or context.deadline is None else min(own, context.deadline)
 
 
 def _record(shown: dict[str, Any]) -> log.Record:

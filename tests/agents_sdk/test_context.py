@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agents_sdk import Action, Agent, Bus, BusError, Context, connect
+from agents_sdk import Action, Agent, Bus, BusError, Context, client, connect
 from mcp_bus import log
 from mcp_bus.messages import Message, now_ms
 from tests.conftest import Nats
@@ -269,9 +269,12 @@ async def test_a_deadline_ends_the_action(bus: Nats) -> None:
         assert (await anext(answers)).payload["error"]["code"] == "deadline_exceeded"
 
 
-async def test_what_a_context_sends_follows_from_its_request(bus: Nats) -> None:
+async def test_what_a_context_sends_follows_from_its_request(
+    bus: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever it is called, also in a task that knows nothing of the request; the agent that is
-    asked has no more time than this one, and is cancelled with it."""
+    asked has no more time than this one, however long it takes to ask, and is cancelled with it."""
+    monkeypatch.setattr(client, "now_ms", lambda: now_ms() + 5)
     agent = Agent("middle", url=bus.agent("middle"))
     waiting = Waiting(bus)
 
