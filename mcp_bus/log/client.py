@@ -18,8 +18,10 @@ import nats.aio.client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from mcp_bus import config
+from mcp_bus.log.records import status_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,16 @@ class Client(nats.aio.client.Client):
         subscription = await self.subscribe(subject, pending_msgs_limit=-1, pending_bytes_limit=-1)
         subscription._pending_queue = _Handed(handle)
         return Listening(subscription)
+
+    async def question(self, subject: str, data: bytes) -> Msg:
+        """The reply to a question; NoRespondersError where the server says that nobody is there.
+
+        nats-py says so too for a message of the stream whose sender gave it that header.
+        """
+        msg = await self._request_new_style(subject, data, timeout=None)  # type: ignore[arg-type]
+        if status_of(msg) == "503":
+            raise NoRespondersError
+        return msg
 
     async def _process_err(self, err_msg: str) -> None:
         """An error of the server: when a token is over, and when the server had no time to ask

@@ -132,7 +132,7 @@ class Log:
         # with a time-out of its own nats-py waits by asyncio.wait_for, which in Python 3.11
         # forgets a cancellation that comes together with the answer
         async with asyncio.timeout(config.LOG_REQUEST_S):
-            return await self.client.request(subject, data, timeout=None)  # type: ignore[arg-type]
+            return await self.client.question(subject, data)
 
     async def question(self, subject: str, data: bytes) -> bytes:
         """The reply of one who serves a subject; Unavailable when nobody answers."""

@@ -16,7 +16,7 @@ from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
 from mcp_bus.errors import Unavailable
-from mcp_bus.log.records import STATUS, Record, fetched
+from mcp_bus.log.records import Record, fetched, status_of
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
@@ -35,7 +35,7 @@ async def read(
 
     def take(msg: Msg) -> None:
         arrived.append(msg)
-        if msg.headers and STATUS in msg.headers:
+        if status_of(msg) is not None:
             ended.set()
 
     inbox = log.client.new_inbox()

@@ -119,6 +119,13 @@ def record_of(msg: Msg) -> Record:
     return Record(position, time_us, msg.subject, msg.data, msg.headers or NO_HEADERS)
 
 
+def status_of(msg: Msg) -> str | None:
+    """What the server itself says by a message without content. Of a message that the stream holds
+    it says nothing: a `Status` there is its sender's, and may be anything."""
+    headers = msg.headers or NO_HEADERS
+    return None if "Nats-Sequence" in headers else headers.get(STATUS)
+
+
 def heard(msg: Msg) -> Record:
     """A message that came by itself; position 0 unless the stream published it."""
     return _by_headers(msg, msg.subject)

@@ -93,7 +93,8 @@ async def _outputs(log: Log, agent: str, everything: bool, asked: Reading) -> di
     records, more = await log.page(asked.subject, asked.after, asked.limit, READ_BYTES_MAX)
     return {
         "messages": [_shown(record) for record in records if _message(record) is not None],
-        "next": records[-1].position if more and records else None,
+        # a copy that is behind may give nothing, where there is more
+        "next": (records[-1].position if records else asked.after) if more else None,
     }
 
 
@@ -112,8 +113,10 @@ async def _is_answered(log: Log, agent: str, position: int, sources: tuple[str, 
             records, more = await log.page(subject, after, READ_PAGE_MAX, READ_BYTES_MAX)
             if any(_answers(found, request) for found in map(_message, records)):
                 return True
+            if not records:
+                break  # of a copy that is behind
             passed += len(records)
-            after = records[-1].position if records else after
+            after = records[-1].position
     return False
 
 

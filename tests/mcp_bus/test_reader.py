@@ -125,6 +125,22 @@ async def test_what_is_anothers_is_not_read(
     assert await refusal(me, question) == code
 
 
+@pytest.mark.parametrize("status", ["503", "408", "404", "204"])
+async def test_a_header_of_a_sender_is_no_word_of_the_server(
+    bus: Log, me: Log, status: str
+) -> None:
+    """The stream keeps whatever header it came with; it ends no page, and hides no message."""
+    for number in range(3):
+        message = event("a", "me", n=number)
+        headers = {"Status": status} if number == 1 else {}
+        await bus.client.publish(message.subject, message.encode(), headers=headers)
+    page = await asked(me, {"subject": "mcp.event.*.me", "after": 0})
+    assert [shown["position"] for shown in page["messages"]] == [1, 2, 3]
+    second = await bus.get(2)
+    assert second is not None
+    assert second.position == 2
+
+
 async def test_one_agent_does_not_keep_the_others_waiting(nats: Nats, bus: Log, me: Log) -> None:
     """Beyond QUERIES_EACH_MAX of its own it is told that the bus is busy, and others are not."""
     other = await log.connect(nats.agent("other"), name="other")
