@@ -98,11 +98,17 @@ class Subscription:
 
     async def _begin_here(self) -> None:
         """After the log's last message: what is stored later is heard already."""
-        try:
-            last = await self._bus.last_position(self._subject)
-        except Unavailable as error:
-            logger.info("%s is only heard live: %s", self._subject, error)
-            return
+        for tries in range(1, config.LOOK_TRIES_MAX + 1):
+            try:
+                last = await self._bus.last_position(self._subject)
+                break
+            except BusError as error:
+                if not error.retryable:
+                    raise
+                if error.code != "busy" or tries == config.LOOK_TRIES_MAX:
+                    logger.info("%s is only heard live: %s", self._subject, error)
+                    return
+            await asyncio.sleep(config.LOOK_AGAIN_S * tries)
         self._seen = max(self._seen, last)
         self.position = self._ready[0][0] - 1 if self._ready else last
 
@@ -110,6 +116,8 @@ class Subscription:
         stored = log.republished(record)
         if stored is None:
             return
+        if self._bus.log.generation != self._generation:
+            self._missing = True  # this connection is another one: something may stand before it
         if len(self._ready) + len(self._live) >= SUBSCRIPTION_MESSAGES_MAX:
             self._missing = True
             self._overruns += 1
@@ -155,7 +163,7 @@ class Subscription:
         channel = self._bus.log
         clock = asyncio.get_running_loop().time
         until, wait_s = clock() + config.SUBSCRIPTION_RECOVER_S, config.RECONNECT_WAIT_S
-        while True:
+        while not self._stopped:
             try:
                 if not await channel.connected(until - clock()):
                     raise Unavailable("there is no connection to the log")
@@ -173,3 +181,4 @@ class Subscription:
                 logger.info("reading what was missed, again in %g s: %s", wait_s, error)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, config.RECONNECT_WAIT_S_MAX)
+        raise StopAsyncIteration

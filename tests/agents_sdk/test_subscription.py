@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -78,6 +79,32 @@ async def test_what_was_missed_with_the_connection_is_read(services: Log, client
             await client.log.reconnect()
         await teller
     assert found == list(range(200))
+
+
+async def test_what_waits_here_hides_no_gap(services: Log, client: Bus) -> None:
+    """Who was busy when the connection was lost gets what was stored meanwhile, too."""
+    await reader.serve(services)
+    async with client.subscribe(source="teller") as messages:
+        await _tell_on(services, 2)
+        assert await numbers(messages, 1) == [0]
+        lost = asyncio.Event()
+        client.log.on_lost(lost)
+        reconnecting = asyncio.create_task(client.log.reconnect())
+        await lost.wait()
+        await _tell_on(services, 3)
+        await reconnecting
+        await client.log.heard_from_here("out.event.teller.*")
+        await _tell_on(services, 1)
+        await client.log.heard_from_here("out.event.teller.*")  # it is heard
+        assert await numbers(messages, 5) == [1, 0, 1, 2, 0]
+
+
+async def test_many_may_begin_at_once(services: Log, client: Bus) -> None:
+    """More than a gateway answers at a time."""
+    await reader.serve(services)
+    async with contextlib.AsyncExitStack() as leaving:
+        beginning = [leaving.enter_async_context(client.subscribe()) for _ in range(40)]
+        assert len(await asyncio.gather(*beginning)) == 40
 
 
 async def _tell_on(services: Log, count: int) -> None:
