@@ -37,6 +37,7 @@ from mcp_bus.subjects import Subject
 Key = tuple[str, str]
 
 ADVANCED = "ClockAdvanced"
+EPOCH_BEGUN = "DeciderEpoch"
 
 _OUTPUT_ID = re.compile(r"\A(\d{1,18})-(\d{1,6})of(\d{1,6})-[0-9a-f]{32}\Z")
 
@@ -133,11 +134,12 @@ class Fold(Generic[S]):
             if message.target == subjects.EPOCH:
                 self.epoch = logged.position
                 self.leader = str(message.payload.get("by", ""))
-            else:
-                self._read_output(logged)
+            if message.payload.get("event") != EPOCH_BEGUN:
+                self._read_output(logged)  # also of an execution that is called like the fence
             return False
-        if message.source == subjects.CLOCK and message.target == self.decider.name:
-            self.ahead += _advanced(message)
+        if message.source == subjects.CLOCK and message.payload.get("event") == ADVANCED:
+            if message.target == self.decider.name:
+                self.ahead += _advanced(message)
             return False
         key = self.decider.accept(self.state, logged)
         if key is None:

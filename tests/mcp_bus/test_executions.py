@@ -47,6 +47,17 @@ def ending(history: History) -> dict[str, Any]:
     return payload
 
 
+@pytest.mark.parametrize("name", ["workflows", "registry", "_epoch"])
+def test_an_execution_may_be_called_like_a_part_of_the_bus(name: str) -> None:
+    """An agent names its command as it likes: its time-out and its end count like any others."""
+    history = defined(step("a", timeoutMs=1000))
+    command = {"action": "execute", "inputs": {"workflowId": "w", "inputs": {}}}
+    history.say(Message.build("request", "asker", "workflows", command, message_id=name))
+    timer(history, name, 1001)
+    assert ending(history)["event"] == "ExecutionFailed"
+    assert not any(fold.undecided for fold in history.folds)
+
+
 def test_a_workflow_runs_step_by_step_in_one_conversation() -> None:
     """Three steps are a command, its answer, three requests and answers, and one fact."""
     history = defined(step("a"), step("b"), step("c"))
