@@ -57,6 +57,8 @@ class Client(nats.aio.client.Client):
             return
         error = NatsError(f"nats: {err_msg}")
         await self._error_cb(error)
+        if "maximum subscriptions" in err_msg:
+            return  # the server goes on with those that there are
         await self._process_op_err(error)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:

@@ -232,6 +232,14 @@ async def test_a_listener_that_fails_ends_nothing(bus: Log) -> None:
     assert (await bus.publish(event(1))).position == 1
 
 
+async def test_one_listener_too_many_does_not_end_the_connection(agents: Log) -> None:
+    """The server refuses it and goes on; connecting again would bring it back, again and again."""
+    for _ in range(config.SUBSCRIPTIONS_MAX + 5):
+        await agents.listen("_INBOX_echo.x", lambda _: None)
+    await agents.heard_from_here("_INBOX_echo.x")
+    assert agents.generation == 0
+
+
 async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
     """At each step of the opening: whoever is told to stop is not connected afterwards."""
     for steps in itertools.count():
