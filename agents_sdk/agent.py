@@ -220,6 +220,8 @@ class Agent:
     async def _start(self) -> None:
         faults = Faults(config.load())
         self._bus = await _until_available(lambda: opened(self.id, find(*self._where)))
+        # heard first: who was silent and speaks again must not be found silent once more
+        await self._tell("up")
         await _until_available(self._register)
         room = self._max_concurrency or config.HANDLERS_MAX
         self._serving = Serving(self._bus, self._actions, faults, room)

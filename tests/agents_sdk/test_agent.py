@@ -239,7 +239,8 @@ async def test_what_an_action_sends_belongs_to_its_conversation(bus: Nats) -> No
         for sent in (await anext(events), await anext(requests)):
             assert sent.metadata.correlation_id == "one"
             assert sent.metadata.causation_id == first.metadata.message_id
-            assert sent.metadata.traceparent == trace
+            # the trace itself; whether spans are begun depends on what the process has set up
+            assert str(sent.metadata.traceparent).split("-")[1] == trace.split("-")[1]
 
 
 async def test_the_same_request_has_one_answer_in_the_log(bus: Nats) -> None:

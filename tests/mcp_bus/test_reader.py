@@ -134,6 +134,9 @@ async def test_a_header_of_a_sender_is_no_word_of_the_server(
         message = event("a", "me", n=number)
         headers = {"Status": status} if number == 1 else {}
         await bus.client.publish(message.subject, message.encode(), headers=headers)
+    async with asyncio.timeout(5):
+        while (await bus.info()).last < 3:
+            pass
     page = await asked(me, {"subject": "mcp.event.*.me", "after": 0})
     assert [shown["position"] for shown in page["messages"]] == [1, 2, 3]
     second = await bus.get(2)
