@@ -308,8 +308,7 @@ def failed(decider: str, logged: Logged, error: Exception) -> list[Draft]:
 
 def _advanced(message: Message) -> int:
     """By how many ms an observation lets time count as later; never earlier."""
-    payload = message.payload if isinstance(message.payload, dict) else {}
-    ms = payload.get("ms") if payload.get("event") == ADVANCED else 0
+    ms = message.payload.get("ms")
     return max(ms, 0) if isinstance(ms, int) else 0
 
 
