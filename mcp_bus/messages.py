@@ -31,7 +31,7 @@ from pydantic.alias_generators import to_camel
 from mcp_bus import subjects
 from mcp_bus.config import MESSAGE_BYTES_MAX
 from mcp_bus.errors import BusError, Finding, MessageError
-from mcp_bus.strict_json import dumps, escape, loads, too_large
+from mcp_bus.strict_json import carried, dumps, escape, loads, too_large
 from mcp_bus.subjects import Kind
 
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -133,7 +133,10 @@ class Message(_Wire):
     @classmethod
     def read(cls, data: bytes) -> Self:
         """The message in bytes, whatever subject they stand under; see `parse`."""
-        value = loads(data)
+        return cls._let_in(bytes(data), loads(data))
+
+    @classmethod
+    def _let_in(cls, data: bytes, value: Any) -> Self:
         try:
             message = cls.model_validate(value)
         except ValidationError as error:
@@ -143,7 +146,7 @@ class Message(_Wire):
                 code=findings[0].code,
                 findings=findings,
             ) from None
-        message.__dict__["_encoded"] = bytes(data)  # as cached_property would
+        message.__dict__["_encoded"] = data  # as cached_property would
         return message
 
     @classmethod
@@ -177,7 +180,7 @@ class Message(_Wire):
             if value is not None:
                 known[_WIRE_NAMES.get(name, name)] = value
         context = {"type": kind, "payload": payload, "metadata": known}
-        return cls.read(dumps({"source": source, "target": target, "context": context}))
+        return cls._let_in(*carried({"source": source, "target": target, "context": context}))
 
     @classmethod
     def answer(cls, request: Message, source: str, payload: Any, **more: Any) -> Self:

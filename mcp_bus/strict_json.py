@@ -1,9 +1,11 @@
 """JSON without surprises: what one reader takes, every reader takes the same way.
 
 RFC 8259 within the bounds of RFC 7493 (I-JSON): no key twice, no NaN, Infinity or 1e999, no
-integer beyond ±2^53, no half surrogates, no more than 32 levels, no more bytes than allowed. The
-quick reading is the standard library's; where it cannot judge, the careful one reads again and
-names the fault by its JSON Pointer.
+integer beyond ±2^53, no half surrogates, no more than 32 levels, no more bytes than allowed.
+
+orjson is lax on its own, but text that it writes back byte for byte holds none of these, and so is
+let in at a quarter of the cost: whatever our own `dumps` wrote. Other text is read by the standard
+library; where that cannot judge, the careful reading names the fault by its JSON Pointer.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import math
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
+
+import orjson
 
 from mcp_bus.config import MESSAGE_BYTES_MAX, MESSAGE_DEPTH_MAX
 from mcp_bus.errors import MessageError
@@ -24,6 +28,12 @@ def loads(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
     """Strict JSON (RFC 8259 within RFC 7493): the value, or MessageError with code and pointer."""
     if len(data) > bytes_max:
         raise too_large(len(data), bytes_max)
+    try:
+        value = orjson.loads(data)
+        if orjson.dumps(value, option=_STRICT) == data and _shallow(data, value):
+            return value
+    except (TypeError, ValueError):
+        pass
     try:
         text = data.decode("utf-8")
         value = _quick.decode(text)
@@ -40,6 +50,30 @@ def loads(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
 
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON; MessageError for what JSON cannot carry."""
+    return _written(value)[0]
+
+
+def carried(value: Any) -> tuple[bytes, Any]:
+    """A value as `dumps` writes it, and as `loads` will read it; MessageError as both."""
+    data, read = _written(value)
+    if read is _UNREAD or len(data) > MESSAGE_BYTES_MAX or not _shallow(data, read):
+        return data, loads(data)
+    return data, read
+
+
+def _written(value: Any) -> tuple[bytes, Any]:
+    """A value as text, and what that text says, _UNREAD where it was not read again."""
+    try:
+        data = orjson.dumps(value, option=_STRICT)
+        read = orjson.loads(data)
+        if read == value:  # else it made a text of what is none, or null of NaN
+            return data, read
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return _slowly(value), _UNREAD
+
+
+def _slowly(value: Any) -> bytes:
     try:
         return _compact.encode(value).encode()
     except UnicodeEncodeError as error:
@@ -55,6 +89,8 @@ def escape(part: object) -> str:
     return str(part).replace("~", "~0").replace("/", "~1")
 
 
+_STRICT = orjson.OPT_STRICT_INTEGER
+_UNREAD = object()
 # half of an escaped surrogate pair, perhaps: the decoder does not tell
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 DIGITS_MAX = 15  # whatever they are, so many are below 2^53

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -67,6 +70,58 @@ def test_what_json_carries_is_read_as_python_reads_it(value: Any) -> None:
     """The careful and the quick reading agree with the standard library on honest input."""
     raw = dumps([value])
     assert loads(raw) == json.loads(raw)
+
+
+SCALARS = (
+    *("0", "-0.0", "1.0", "1.10", "01", "0.1", "1e5", "1e-7", "1e999", "NaN", "1" * 30),
+    *("9007199254740991", "9007199254740992", "-9007199254740993", "18446744073709551616"),
+    *('"a"', r'"\ud83d\ude00"', r'"\ud800"', r'"\u00e9"', '"\u00e9"', '"\x7f"', r'"\/"'),
+    *("null", "true", "[", "}"),
+)
+HOSTILE = st.recursive(
+    st.sampled_from(SCALARS),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(st.tuples(st.sampled_from("ab"), inner), max_size=3).map(
+            lambda pairs: "{" + ",".join(f'"{key}":{item}' for key, item in pairs) + "}"
+        )
+    ),
+)
+
+
+@given(HOSTILE)
+def test_text_of_every_form_is_judged_alike(text: str) -> None:
+    """What orjson writes back as it was is taken and refused as the careful reading does, which a
+    space before the text brings about."""
+
+    def judged(data: bytes) -> Any:
+        try:
+            return json.dumps(loads(data))  # 1 is not 1.0
+        except MessageError as error:
+            return error.code, error.findings
+
+    data = text.encode()
+    if "malformed_json" not in (found := judged(data)):  # it names the column
+        assert found == judged(b" " + data)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (float("nan"), "bad_number"),
+        (float("-inf"), "bad_number"),
+        ("\ud800", "bad_text"),
+        (uuid.uuid4(), "wrong_type"),
+        (datetime.now(), "wrong_type"),
+        ({1, 2}, "wrong_type"),
+        (Decimal(1), "wrong_type"),
+    ],
+)
+def test_what_json_cannot_carry_is_not_written(value: object, code: str) -> None:
+    """orjson would make null or a text of some of these."""
+    with pytest.raises(MessageError) as caught:
+        dumps({"a": [value]})
+    assert caught.value.code == code
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace")))

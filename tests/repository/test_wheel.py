@@ -51,12 +51,12 @@ def test_the_wheel_holds_every_file_of_our_packages(wheel: zipfile.ZipFile) -> N
 
 
 def test_the_base_install_is_the_sdk(wheel: zipfile.ZipFile) -> None:
-    """Without an extra, only nats-py, pydantic and the API of OpenTelemetry are required."""
+    """Without an extra, nats-py, orjson, pydantic and the API of OpenTelemetry are required."""
     name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(wheel.read(name).decode())
     required = metadata.get_all("Requires-Dist", [])
     base = {line.split("<")[0].split(">")[0] for line in required if "extra ==" not in line}
-    assert base == {"nats-py", "opentelemetry-api", "pydantic"}
+    assert base == {"nats-py", "opentelemetry-api", "orjson", "pydantic"}
 
 
 def test_an_agent_loads_nothing_of_the_server() -> None:
