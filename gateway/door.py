@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import ClientConnectionError, web
 from aiohttp.typedefs import Handler as HttpHandler
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from gateway.call import Call, Gateway, Route
 from gateway.errors import HEADERS
 from mcp_bus import telemetry, tokens
-from mcp_bus.config import BODY_BYTES_MAX
+from mcp_bus.config import BODY_BYTES_MAX, POSITION_MAX
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import Finding, MessageError, Refused
 from mcp_bus.messages import Id, Text, dumps, findings_of, loads
@@ -32,6 +32,7 @@ TRACE: web.RequestKey[str] = web.RequestKey("trace", str)
 PATH_MODELS: dict[str, TypeAdapter[Any]] = {
     "id": TypeAdapter(Id),
     "correlationId": TypeAdapter(Text),
+    "position": TypeAdapter(Annotated[int, Field(ge=1, le=POSITION_MAX)]),
 }
 
 logger = telemetry.logger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway import agents, analytics, executions, health, tokens, workflows
+from gateway import agents, analytics, executions, health, quarantine, tokens, workflows
 from gateway.call import Route
 from mcp_bus.domain.agent import Registration
 from mcp_bus.domain.roles import (
@@ -43,6 +43,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/executions/{id}", executions.show, WORKFLOWS_READ, (200,)),
     Route("GET", "/conversations/{correlationId}", executions.conversation, HISTORY_READ, (200,),
           query=executions.Page),
+    Route("GET", "/quarantine", quarantine.listed, HISTORY_READ, (200,),
+          query=executions.Page),
+    Route("GET", "/quarantine/{position}", quarantine.show, HISTORY_READ, (200,)),
     # analytics
     Route("GET", "/analytics/performance", analytics.performance, ANALYTICS_READ, (200,),
           query=analytics.Period),

@@ -18,6 +18,7 @@ from mcp_bus.cli.demo import demo
 from mcp_bus.cli.history import conversation, tail
 from mcp_bus.cli.migrate import migrate
 from mcp_bus.cli.outcome import Globals, Outcome
+from mcp_bus.cli.quarantine import quarantine
 from mcp_bus.cli.rebuild import rebuild
 from mcp_bus.cli.secrets import secrets
 from mcp_bus.cli.services import service_commands
@@ -52,7 +53,10 @@ main.add_command(demo)
 main.add_command(up)
 main.add_command(migrate)
 main.add_command(secrets)
-for _command in (adapter, agents, workflows, executions, conversation, tail, issue_token, rebuild):
+main.add_command(adapter)
+for _command in (agents, workflows, executions, conversation, quarantine, tail):
     main.add_command(_command)
+main.add_command(issue_token)
+main.add_command(rebuild)
 for _command in service_commands():
     main.add_command(_command)

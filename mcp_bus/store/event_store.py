@@ -191,6 +191,18 @@ async def read_by_positions(
     return _stored(await connection.fetch(_SQL["by_positions"], positions))
 
 
+async def read_quarantine(connection: Connection, after: int, limit: int) -> tuple[list[Any], bool]:
+    """A page of what is in quarantine (position, time_us, subject, code, reason, bytes), and
+    whether there is more."""
+    rows = await connection.fetch(_SQL["quarantine"], after, limit)
+    return rows[:limit], len(rows) > limit
+
+
+async def read_quarantined(connection: Connection, position: int) -> Any | None:
+    """The row in quarantine at a position; None if there is none."""
+    return await connection.fetchrow("SELECT * FROM store.quarantine WHERE position = $1", position)
+
+
 async def read_last_requests(
     connection: Connection, source: str, before: Sequence[tuple[str, int]]
 ) -> dict[int, StoredMessage]:
