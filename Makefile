@@ -9,13 +9,14 @@ LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate pyproject.toml
 
 .NOTPARALLEL: # two stamps install into one .venv
-.PHONY: help demo up test faults check lock bench bench-peers clean
+.PHONY: help demo up test faults golden check lock bench bench-peers clean
 
 help:
 	@echo "make demo    a real workflow of real agents on a fresh bus [REPO=/any/git/repository]"
 	@echo "make up      a bus that stays until Ctrl-C"
 	@echo "make test    the test suite"
 	@echo "make faults  every process killed at every point where it hurts"
+	@echo "make golden  keep a history as this build writes it, for its successors to open"
 	@echo "make check   style, types, imports and the rules of the tree"
 	@echo "make lock    pin the dependencies anew after a change of pyproject.toml (needs uv)"
 	@echo "make bench   measure, beside the limits of this machine [ONLY=id,... STRICT=1]"
@@ -33,6 +34,9 @@ test: .venv/.dev
 
 faults: .venv/.dev
 	@$(RUN)python -m pytest -q -n 2 --dist worksteal tests/faults
+
+golden: .venv/.dev
+	@$(RUN)python -m tests.golden.make
 
 check: .venv/.dev
 	$(RUN)ruff check .
