@@ -148,7 +148,7 @@ RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this, and ea
 RECOVER_AFTER_S_MAX = 4.0
 READ_PAGE_MAX = 500  # messages of the log that one question to the bus reads
 READ_BYTES_MAX = 200_000  # of all but the last; as text in an answer each may take twice as much
-READ_ANSWERS_MAX = 20_000  # that one look for the answer to a request passes
+READ_ANSWERS_BYTES_MAX = 16 * 1024 * 1024  # that one look for the answer to a request passes
 SUBSCRIPTION_RECOVER_S = 60.0  # that a listener tries to read what it missed
 
 # --- gateway ----------------------------------------------------------------------------------

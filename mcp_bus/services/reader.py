@@ -15,20 +15,23 @@ further page begins, null at the end of the log.
 
 from __future__ import annotations
 
+import asyncio
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mcp_bus import subjects, telemetry
 from mcp_bus.config import (
+    LOG_REQUEST_S,
     MESSAGE_BYTES_MAX,
     POSITION_MAX,
-    READ_ANSWERS_MAX,
+    READ_ANSWERS_BYTES_MAX,
     READ_BYTES_MAX,
     READ_PAGE_MAX,
 )
 from mcp_bus.domain.agents import checked
-from mcp_bus.errors import BusError, MessageError, Refused
+from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.log import Listening, Log, Record, questions
 from mcp_bus.messages import Message, dumps, error_payload, is_error, loads, parse
 
@@ -99,25 +102,52 @@ async def _outputs(log: Log, agent: str, everything: bool, asked: Reading) -> di
 
 
 async def _is_answered(log: Log, agent: str, position: int, sources: tuple[str, ...]) -> bool:
-    """Whether the log holds an answer to a request to `agent` from one of these; Refused for any
-    other position."""
+    """Whether the log holds an answer to a request to `agent` from one of these.
+
+    Raises Refused for any other position, Unavailable where too much lies behind it to look at.
+    """
     record = await log.get(position)
     request = None if record is None else _message(record)
     if request is None or request.kind != "request" or request.target != agent:
         raise Refused(f"{position} is no request to {agent}", code="forbidden", pointer="/answered")
     instance = request.metadata.reply_to or subjects.NO_INSTANCE
-    for source in sources:
-        subject = str(subjects.Subject("response", source, request.source, instance))
-        after, more, passed = position, True, 0
-        while more and passed < READ_ANSWERS_MAX:
-            records, more = await log.page(subject, after, READ_PAGE_MAX, READ_BYTES_MAX)
-            if any(_answers(found, request) for found in map(_message, records)):
-                return True
-            if not records:
-                break  # of a copy that is behind
-            passed += len(records)
-            after = records[-1].position
+    try:
+        async with asyncio.timeout(LOG_REQUEST_S):  # as long as the asker waits
+            for source in sources:
+                subject = subjects.Subject("response", source, request.source, instance)
+                if await _holds_answer(log, str(subject), position, request):
+                    return True
+    except TimeoutError:
+        raise _too_much(position) from None
     return False
+
+
+async def _holds_answer(log: Log, subject: str, position: int, request: Message) -> bool:
+    """Whether an answer to a request stands under a subject after the request's position. Of
+    thousands of others most are passed over by their bytes alone."""
+    named = _in_bytes(request.metadata.message_id or request.metadata.correlation_id)
+    after, more, size = position, True, 0
+    while more:
+        records, more = await log.page(subject, after, READ_PAGE_MAX, READ_BYTES_MAX)
+        if any(_answers(_message(r), request) for r in records if named in r.data):
+            return True
+        if not records:
+            break  # of a copy that is behind
+        size += sum(len(record.data) for record in records)
+        if size > READ_ANSWERS_BYTES_MAX:
+            raise _too_much(position)
+        after = records[-1].position
+    return False
+
+
+def _in_bytes(name: str) -> bytes:
+    """What the bytes of each message hold that names it: of a text in JSON only letters and digits
+    are written by everybody as they are."""
+    return max(re.findall(rb"[A-Za-z0-9_-]+", name.encode()), key=len, default=b"")
+
+
+def _too_much(position: int) -> Unavailable:
+    return Unavailable(f"too much lies behind {position} to say whether it is answered")
 
 
 def _answers(found: Message | None, request: Message) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -186,3 +187,39 @@ async def test_whether_a_request_is_answered_is_told_to_its_agent(bus: Log, me: 
         (await asked(me, {"answered": n, "byRegistry": True}))["answered"] for n in (1, 2, 3)
     ]
     assert given_up_ones == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["a-plain-one", 'ä "/" \\ \u2028', "\N{SNOWMAN}"])
+async def test_an_answer_is_found_however_its_request_is_called(
+    bus: Log, me: Log, name: str
+) -> None:
+    """Among others, and whether or not its sender wrote all but ASCII as escapes."""
+    requests = [
+        Message.build("request", "asker", "me", {}, reply_to="p", message_id=message_id)
+        for message_id in (name, name + "2", "another")
+    ]
+    for request in requests:
+        await bus.publish(request)
+    await bus.publish(Message.answer(requests[2], "me", {"outputs": {}}))
+    answer = Message.answer(requests[0], "me", {"outputs": {}})
+    escaped = json.dumps(json.loads(answer.encode())).replace("/", "\\/").encode()
+    await bus.publish(Message.read(escaped))
+    assert [(await asked(me, {"answered": n}))["answered"] for n in (1, 2)] == [True, False]
+
+
+async def test_a_look_for_an_answer_has_an_end(
+    bus: Log, me: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bytes that it passes, and by the time that its asker waits; then nobody can say."""
+    requests = [Message.build("request", "asker", "me", {"n": n}, reply_to="p") for n in range(3)]
+    for request in requests:
+        await bus.publish(request)
+    for request in requests:
+        await bus.publish(Message.answer(request, "me", {"outputs": {"text": "x" * 150_000}}))
+    assert await asked(me, {"answered": 2}) == {"answered": True}
+    with monkeypatch.context() as bound:
+        bound.setattr(reader, "READ_ANSWERS_BYTES_MAX", 250_000)
+        assert await asked(me, {"answered": 2}) == {"answered": True}
+        assert await refusal(me, {"answered": 3}) == "log_unavailable"
+    monkeypatch.setattr(reader, "LOG_REQUEST_S", 0.0)
+    assert await refusal(me, {"answered": 2}) == "log_unavailable"
