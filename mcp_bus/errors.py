@@ -41,6 +41,7 @@ CODES: dict[str, tuple[int, str]] = {
     # registry
     "unknown_action": (404, "The agent has no such action"),
     "unknown_agent": (404, "No such agent"),
+    "too_many_agents": (409, "There are as many agents as a bus keeps"),
     "agent_inactive": (409, "The agent is inactive"),
     "agent_revoked": (403, "The agent is revoked"),
     "not_taken": (504, "No process of the agent took the request in time"),

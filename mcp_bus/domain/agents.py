@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcp_bus import subjects
+from mcp_bus.config import AGENTS_MAX
 from mcp_bus.domain import roles
 from mcp_bus.domain.agent import CAPABILITIES_MAX, Agent, Capability, Registration
 from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
@@ -177,6 +178,11 @@ def _register(agents: Agents, logged: Logged, inputs: Any) -> list[Draft]:
     given = [capability.model_dump() for capability in wanted.capabilities]
     agent = agents.known.get(wanted.id)
     if agent is None:
+        if len(agents.known) >= AGENTS_MAX:
+            raise Refused(
+                f"{AGENTS_MAX} agents are registered, which is all that one bus keeps",
+                code="too_many_agents",
+            )
         agent = Agent._create(
             Agent.AgentRegistered,
             id=wanted.id,

@@ -55,7 +55,7 @@ class Heartbeats:
                 del beats[next(iter(beats))]
         if beats:
             self._agents[agent] = beats
-        while len(self._agents) > config.HEALTH_AGENTS_MAX:
+        while len(self._agents) > config.AGENTS_MAX:
             del self._agents[next(iter(self._agents))]
 
     def lately(self, agent: str, now: float) -> bool:

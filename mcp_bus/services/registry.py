@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 
-from mcp_bus import config, subjects
+from mcp_bus import config, subjects, telemetry
 from mcp_bus.domain.agents import REGISTRY, Agents
 from mcp_bus.domain.decider import Draft
 from mcp_bus.domain.health import Judge
+from mcp_bus.errors import Unavailable
 from mcp_bus.log import Log, Record
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import decider
 from mcp_bus.services.decider import Observation
 from mcp_bus.services.queues import Queues
+
+logger = telemetry.logger(__name__)
 
 
 async def run(runtime: Runtime) -> None:
@@ -32,6 +35,7 @@ class Beside:
     def __init__(self, queue_max_s: float) -> None:
         self._queues = Queues(queue_max_s)
         self._opened: set[str] = set()
+        self._open_at: dict[str, float] = {}  # when a queue that was not opened is tried again
         self._judge: Judge | None = None
         self._looked_at = 0.0
         self._seen: list[tuple[str, str, int]] = []  # agent, event, version of the agent then
@@ -53,13 +57,20 @@ class Beside:
 
     async def _open_queues(self, log: Log, agents: Agents) -> None:
         """The work queue of each agent, from the position at which it was registered; opening
-        twice changes nothing."""
+        twice changes nothing. One that cannot be opened is tried again later, the others at the
+        next call."""
         if len(self._opened) == len(agents.since):
             return
         for agent, position in agents.since.items():
-            if agent not in self._opened:
+            if agent in self._opened or self._open_at.get(agent, 0.0) > _now():
+                continue
+            try:
                 await log.open_queue(agent, position)
-                self._opened.add(agent)
+            except Unavailable as error:
+                logger.warning("cannot open a queue", agent=agent, reason=error.detail)
+                self._open_at[agent] = _now() + config.QUEUE_OPEN_AGAIN_S
+                return
+            self._opened.add(agent)
 
     def _heard(self, record: Record) -> None:
         if self._judge is not None:

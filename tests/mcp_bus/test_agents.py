@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from mcp_bus.domain import agents
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, errors_of
@@ -37,6 +40,16 @@ def test_the_same_content_again_changes_nothing() -> None:
     again = history.command("registry", "register", agent("git", "log"))
     assert again["outputs"]["changed"] is False
     assert history.facts() == ["AgentRegistered"]
+
+
+def test_so_many_agents_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is refused, and those that are known may change as ever."""
+    history = registered()
+    monkeypatch.setattr(agents, "AGENTS_MAX", 1)
+    refused = history.command("registry", "register", agent("other", "log"))
+    assert refused["error"]["code"] == "too_many_agents"
+    changed = history.command("registry", "register", agent("git", "show"))
+    assert changed["outputs"]["changed"] is True
 
 
 def test_each_change_is_a_fact_of_its_own() -> None:

@@ -370,4 +370,4 @@ async def test_the_log_has_room_for_the_queues_of_many_agents(nats: Nats, bus: L
     await bus.api(f"STREAM.UPDATE.{STREAM}", unnamed)
     await log.prepare(nats.services, config.load({}))
     found = (await bus.api(f"STREAM.INFO.{STREAM}"))["config"]["max_consumers"]
-    assert found == config.CONSUMERS_MAX >= 2 * config.HEALTH_AGENTS_MAX
+    assert found == config.CONSUMERS_MAX >= 2 * config.AGENTS_MAX
