@@ -36,6 +36,7 @@ from mcp_bus.subjects import Subject
 
 Key = tuple[str, str]
 
+EXECUTION = "execution"  # the first half of a key
 ADVANCED = "ClockAdvanced"
 EPOCH_BEGUN = "DeciderEpoch"
 
@@ -135,7 +136,7 @@ class Fold(Generic[S]):
                 self.epoch = logged.position
                 self.leader = str(message.payload.get("by", ""))
             if message.payload.get("event") != EPOCH_BEGUN:
-                self._read_output(logged)  # also of an execution that is called like the fence
+                self._read_output(logged)  # an older release let executions be called like that
             return False
         if message.source == subjects.CLOCK and message.payload.get("event") == ADVANCED:
             if message.target == self.decider.name:
@@ -162,11 +163,11 @@ class Fold(Generic[S]):
             drafts = self.decider.decide(self.state, logged, payloads)
             outputs = self._rendered(logged, drafts, now)
         except Exception as error:
-            drafts = failed(self.decider.name, logged, error)
+            drafts = failed(self.decider.name, known.key, logged, error)
             outputs = self._rendered(logged, drafts, now)
         if known.parts and not _agrees(drafts, known):
             reason = BusError("this release decides otherwise than the log", code="decision_failed")
-            missing = failed(self.decider.name, logged, reason)[0]
+            missing = failed(self.decider.name, known.key, logged, reason)[0]
             outputs = self._rendered(logged, [missing] * known.count, now)
         return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
 
@@ -293,14 +294,17 @@ def copy_of(aggregate: A) -> A:
     return copy
 
 
-def failed(decider: str, logged: Logged, error: Exception) -> list[Draft]:
-    """What is said when deciding failed: a fact, and an answer to whoever asked."""
+def failed(decider: str, key: Key, logged: Logged, error: Exception) -> list[Draft]:
+    """What is said when deciding failed: a fact, and an answer to whoever asked. The fact is about
+    the execution that ends by it; not about the conversation, which may be another's."""
     reason = BusError(
         f"{decider} failed on position {logged.position}: {error}", code="decision_failed"
     )
-    about = logged.message.metadata.correlation_id
+    what, about = key
+    if what != EXECUTION or about == subjects.EPOCH:
+        about = "bus"
     payload = {"event": "DecisionFailed", "position": logged.position, "error": reason.as_json()}
-    drafts = [event(logged, about if subjects.is_id(about) else "bus", payload)]
+    drafts = [event(logged, about, payload)]
     if logged.message.kind == "request":
         drafts.append(refusal(logged, reason))
     return drafts

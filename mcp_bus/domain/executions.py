@@ -23,7 +23,7 @@ from mcp_bus import subjects
 from mcp_bus.config import TIMER_RETRY_MS, TOMBSTONE_TTL_MS
 from mcp_bus.domain import agents, roles, steps
 from mcp_bus.domain.agents import Agents, checked, command_of
-from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, refusal
+from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, answer, refusal
 from mcp_bus.domain.facts import fact_of, name_of
 from mcp_bus.domain.steps import Execution, Request
 from mcp_bus.domain.workflows import Definition, Model, Workflow, define
@@ -155,6 +155,11 @@ def next_due(state: Workflows) -> int | None:
 
 
 def _execute(state: Workflows, logged: Logged, inputs: Any) -> list[Draft]:
+    name = _execution_of(logged.message, logged.position)
+    if subjects.is_reserved(name):
+        raise Refused(
+            f"the id {name} is reserved, and would be the execution's", code="reserved_id"
+        )
     roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
     wanted: Execute = checked(Execute, inputs)
     workflow = state.known.get(wanted.workflow_id)
@@ -167,12 +172,7 @@ def _execute(state: Workflows, logged: Logged, inputs: Any) -> list[Draft]:
             code="unknown_workflow",
             pointer="/version",
         )
-    execution = Execution(
-        _execution_of(logged.message, logged.position),
-        wanted.workflow_id,
-        version,
-        logged.position,
-    )
+    execution = Execution(name, wanted.workflow_id, version, logged.position)
     started = {
         "executionId": execution.id,
         "workflowId": execution.workflow,
@@ -204,7 +204,7 @@ def _command_key(state: Workflows, logged: Logged) -> Key | None:
     if action == "execute":
         execution_id = _execution_of(logged.message, logged.position)
         known = execution_id in state.live or execution_id in state.ended
-        return None if known else ("execution", execution_id)
+        return None if known else (EXECUTION, execution_id)
     named = inputs.get("id") if isinstance(inputs, dict) else None
     return ("workflow", named) if isinstance(named, str) else ("position", str(logged.position))
 
@@ -226,7 +226,7 @@ def _close(state: Workflows, execution_id: str, ends: Any, logged: Logged) -> Ke
     if not ends(state, execution, execution.request, logged):
         return None
     execution.request.closed = True
-    return ("execution", execution_id)
+    return (EXECUTION, execution_id)
 
 
 def _answers(state: Workflows, execution: Execution, request: Request, logged: Logged) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from mcp_bus import subjects
+from mcp_bus.domain.decider import failed
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, step, workflow
@@ -47,15 +49,35 @@ def ending(history: History) -> dict[str, Any]:
     return payload
 
 
-@pytest.mark.parametrize("name", ["workflows", "registry", "_epoch"])
-def test_an_execution_may_be_called_like_a_part_of_the_bus(name: str) -> None:
-    """An agent names its command as it likes: its time-out and its end count like any others."""
-    history = defined(step("a", timeoutMs=1000))
+def called(history: History, name: str) -> list[Message]:
+    """An agent names its command, and so the execution, as it likes."""
     command = {"action": "execute", "inputs": {"workflowId": "w", "inputs": {}}}
-    history.say(Message.build("request", "asker", "workflows", command, message_id=name))
+    return history.say(Message.build("request", "asker", "workflows", command, message_id=name))
+
+
+@pytest.mark.parametrize("name", ["workflows", "registry", "_epoch", "gateway-1", "discover"])
+def test_an_execution_is_not_called_like_a_part_of_the_bus(name: str) -> None:
+    """Its facts would be about that: one about the fence costs the leader its lead."""
+    history = defined(step("a"))
+    (refused,) = called(history, name)
+    assert refused.payload["error"]["code"] == "reserved_id"
+    assert history.folds[1].state.live == {}
+
+
+@pytest.mark.parametrize("name", ["workflows", "registry", "_epoch"])
+def test_an_execution_of_an_older_release_keeps_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time-out and its end count like any others, whenever they are read."""
+    history = defined(step("a", timeoutMs=1000))
+    with monkeypatch.context() as older:
+        older.setattr(subjects, "is_reserved", lambda _: False)
+        called(history, name)
+    assert list(history.again(WORKFLOWS).state.live) == [name]
     timer(history, name, 1001)
     assert ending(history)["event"] == "ExecutionFailed"
     assert not any(fold.undecided for fold in history.folds)
+    assert history.again(WORKFLOWS).state.ended == history.folds[1].state.ended
 
 
 def test_a_workflow_runs_step_by_step_in_one_conversation() -> None:
@@ -314,6 +336,24 @@ def test_a_decision_that_cannot_be_completed_fails_visibly() -> None:
     history.settle()
     assert history.facts("workflows")[-2:] == ["StepSkipped", "DecisionFailed"]
     assert fold.state.live == {}
+
+
+def test_a_failed_decision_is_about_an_execution_or_nothing() -> None:
+    """Never about the conversation: what it was asked in may be another's, or the fence."""
+    history = defined(step("a"), step("b"))
+    other = start(history)
+    fold = history.folds[1]
+    for name, target in (("mine", "mine"), ("_epoch", "bus")):
+        command = {"action": "execute", "inputs": {"workflowId": "w"}}
+        asked = Message.build(
+            "request", "asker", "workflows", command, message_id=name, correlation_id=other
+        )
+        logged = history.append(asked)
+        key = fold.undecided[logged.position].key
+        fact, refused = failed("workflows", key, logged, ValueError("no"))
+        assert (fact.target, refused.target) == (target, "asker")
+    fact, _ = failed("registry", ("agent", "_epoch"), logged, ValueError("no"))
+    assert fact.target == "bus"
 
 
 def test_time_may_count_as_later() -> None:

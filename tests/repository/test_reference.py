@@ -196,7 +196,9 @@ def real_facts() -> dict[str, dict[str, Any]]:
     messages = [logged.message for logged in history.log]
     said = [m for m in messages if m.kind == "event" and m.source in subjects.DECIDERS]
     found = {m.payload["event"]: m.payload for m in said}
-    found["DecisionFailed"] = failed("workflows", history.log[0], ValueError("no"))[0].payload
+    found["DecisionFailed"] = failed(
+        "workflows", ("execution", "e"), history.log[0], ValueError("no")
+    )[0].payload
     assert FACTS.keys() - found.keys() == {"DeciderEpoch"}, found.keys()
     return found
 
