@@ -161,15 +161,24 @@ class Fold(Generic[S]):
         known = self.undecided[logged.position]
         try:
             drafts = self.decider.decide(self.state, logged, payloads)
-            outputs = self._rendered(logged, drafts, now)
+            outputs = self._rendered(logged.position, drafts, now)
         except Exception as error:
-            drafts = failed(self.decider.name, known.key, logged, error)
-            outputs = self._rendered(logged, drafts, now)
+            return self.fail(logged.position, logged.message, error, now)
         if known.parts and not _agrees(drafts, known):
             reason = BusError("this release decides otherwise than the log", code="decision_failed")
-            missing = failed(self.decider.name, known.key, logged, reason)[0]
-            outputs = self._rendered(logged, [missing] * known.count, now)
-        return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
+            return self.fail(logged.position, logged.message, reason, now)
+        return self._lacking(known, outputs)
+
+    def fail(
+        self, position: int, message: Message | None, error: Exception, now: int
+    ) -> list[Message]:
+        """The outputs that the log lacks where an input cannot be decided; without its `message`,
+        which the log does not give any more, nobody is answered."""
+        known = self.undecided[position]
+        drafts = failed(self.decider.name, known, message, error)
+        if known.parts and not _agrees(drafts, known):
+            drafts = [drafts[0]] * known.count
+        return self._lacking(known, self._rendered(position, drafts, now))
 
     def drop(self, position: int) -> None:
         """An input that nothing follows from."""
@@ -194,12 +203,16 @@ class Fold(Generic[S]):
         """The id of an output; see the module's docstring."""
         return f"{position}-{index}of{count}-{self._mac(f'{position}|{index}|{count}')}"
 
-    def _rendered(self, logged: Logged, drafts: list[Draft], now: int) -> list[Message]:
+    def _rendered(self, position: int, drafts: list[Draft], now: int) -> list[Message]:
         outputs = []
         for index, draft in enumerate(drafts, 1):
-            output_id = self.output_id(logged.position, index, len(drafts))
+            output_id = self.output_id(position, index, len(drafts))
             outputs.append(render(draft, self.decider.name, output_id, now))
         return outputs
+
+    @staticmethod
+    def _lacking(known: Undecided, outputs: list[Message]) -> list[Message]:
+        return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
 
     def _read_output(self, logged: Logged) -> None:
         found = _OUTPUT_ID.match(logged.message.metadata.message_id or "")
@@ -294,18 +307,23 @@ def copy_of(aggregate: A) -> A:
     return copy
 
 
-def failed(decider: str, key: Key, logged: Logged, error: Exception) -> list[Draft]:
+def failed(
+    decider: str, known: Undecided, message: Message | None, error: Exception
+) -> list[Draft]:
     """What is said when deciding failed: a fact, and an answer to whoever asked. The fact is about
     the execution that ends by it; not about the conversation, which may be another's."""
     reason = BusError(
-        f"{decider} failed on position {logged.position}: {error}", code="decision_failed"
+        f"{decider} failed on position {known.position}: {error}", code="decision_failed"
     )
-    what, about = key
+    what, about = known.key
     if what != EXECUTION or about == subjects.EPOCH:
         about = "bus"
-    payload = {"event": "DecisionFailed", "position": logged.position, "error": reason.as_json()}
+    payload = {"event": "DecisionFailed", "position": known.position, "error": reason.as_json()}
+    if message is None:
+        return [Draft("event", about, payload, about)]
+    logged = Logged(known.position, known.time, message)
     drafts = [event(logged, about, payload)]
-    if logged.message.kind == "request":
+    if message.kind == "request":
         drafts.append(refusal(logged, reason))
     return drafts
 

@@ -257,10 +257,15 @@ class Session(Generic[S]):
         return [self._fold.observed(o.source, o.name, o.draft, now_ms()) for o in due]
 
     async def _decide(self, position: int) -> list[Message]:
-        fold = self._fold
-        logged = Logged(position, fold.undecided[position].time, await self._messages.get(position))
-        needed = {p: await self._messages.get(p) for p in fold.decider.needs(fold.state, logged)}
-        outputs = fold.decide(logged, needed, now_ms())
+        fold, message = self._fold, None
+        try:
+            message = await self._messages.get(position)
+            logged = Logged(position, fold.undecided[position].time, message)
+            needs = fold.decider.needs(fold.state, logged)
+            outputs = fold.decide(logged, {p: await self._messages.get(p) for p in needs}, now_ms())
+        except Lost as error:
+            logger.error("cannot decide", position=position, reason=str(error))
+            outputs = fold.fail(position, message, error, now_ms())
         if outputs:
             self._inflight[position] = _now()
         else:
@@ -288,6 +293,10 @@ class Session(Generic[S]):
         return max(_monotonic_ms() + self._clock_ahead, now_ms()) + self._fold.ahead
 
 
+class Lost(Exception):
+    """A message that the log does not give, however often it is asked."""
+
+
 class MessageCache:
     """Messages by position: those just read from memory, older ones from the log."""
 
@@ -307,16 +316,26 @@ class MessageCache:
             self._bytes -= len(forgotten.encode())
 
     async def get(self, position: int) -> Message:
-        """The message at a position; Unavailable when the log does not give it."""
+        """The message at a position; Unavailable when the log does not answer, else Lost."""
         known = self._kept.get(position)
         if known is not None:
             return known
-        record = await self._log.get(position)
-        if record is None:
-            raise Unavailable(f"the log has no message at {position}")
-        message = parse(record.data, record.subject)
-        self.keep(position, message)
-        return message
+        for tries in range(1, config.PAYLOAD_TRIES_MAX + 1):
+            record = await self._log.get(position)
+            if record is not None:
+                message = self._read(record)
+                self.keep(position, message)
+                return message
+            if tries < config.PAYLOAD_TRIES_MAX:
+                await asyncio.sleep(config.PAYLOAD_AGAIN_S * tries)
+        raise Lost(f"the log has no message at {position}")
+
+    @staticmethod
+    def _read(record: Record) -> Message:
+        try:
+            return parse(record.data, record.subject)
+        except MessageError as error:
+            raise Lost(f"the log has no message at {record.position} any more: {error}") from None
 
 
 def _now() -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mcp_bus import subjects
-from mcp_bus.domain.decider import failed
+from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, step, workflow
@@ -349,10 +349,10 @@ def test_a_failed_decision_is_about_an_execution_or_nothing() -> None:
             "request", "asker", "workflows", command, message_id=name, correlation_id=other
         )
         logged = history.append(asked)
-        key = fold.undecided[logged.position].key
-        fact, refused = failed("workflows", key, logged, ValueError("no"))
+        known = fold.undecided[logged.position]
+        fact, refused = failed("workflows", known, asked, ValueError("no"))
         assert (fact.target, refused.target) == (target, "asker")
-    fact, _ = failed("registry", ("agent", "_epoch"), logged, ValueError("no"))
+    fact, _ = failed("registry", Undecided(1, 0, ("agent", "_epoch")), asked, ValueError("no"))
     assert fact.target == "bus"
 
 

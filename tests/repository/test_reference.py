@@ -18,7 +18,7 @@ from mcp_bus.cli import main
 from mcp_bus.config import PREFIX, Settings
 from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
-from mcp_bus.domain.decider import failed
+from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.domain.roles import Principal
@@ -197,7 +197,7 @@ def real_facts() -> dict[str, dict[str, Any]]:
     said = [m for m in messages if m.kind == "event" and m.source in subjects.DECIDERS]
     found = {m.payload["event"]: m.payload for m in said}
     found["DecisionFailed"] = failed(
-        "workflows", ("execution", "e"), history.log[0], ValueError("no")
+        "workflows", Undecided(1, 0, ("execution", "e")), None, ValueError("no")
     )[0].payload
     assert FACTS.keys() - found.keys() == {"DeciderEpoch"}, found.keys()
     return found
