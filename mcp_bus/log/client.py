@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import nats.aio.client
 from nats.aio.msg import Msg
@@ -38,6 +38,28 @@ class Client(nats.aio.client.Client):
         subscription = await self.subscribe(subject, pending_msgs_limit=-1, pending_bytes_limit=-1)
         subscription._pending_queue = _Handed(handle)
         return Listening(subscription)
+
+    def send(
+        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish, at once: for a subject and headers that are known to be well formed.
+
+        Without a connection it is dropped: nats-py would keep it, and send it blind later.
+        """
+        if not self.is_connected:
+            return
+        if headers:
+            lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in headers.items())
+            head = f"NATS/1.0\r\n{lines}\r\n".encode()
+            line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
+            command = b"%b%b%b\r\n" % (line, head, data)
+        else:
+            command = b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        flusher = self._flush_queue
+        if flusher is not None and flusher.empty():
+            flusher.put_nowait(asyncio.get_running_loop().create_future())
 
     async def question(self, subject: str, data: bytes) -> Msg:
         """The reply to a question; NoRespondersError where the server says that nobody is there.

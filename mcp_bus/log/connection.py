@@ -150,6 +150,7 @@ class Log:
             last=state["last_seq"],
             identity=found["created"],
             replicas=settings["num_replicas"],
+            atomic=settings.get("allow_atomic", False),
             duplicate_window_s=settings["duplicate_window"] / 1e9,
         )
 

@@ -9,7 +9,6 @@ agent is not registered) is asked for again until it does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Callable
 from types import TracebackType
@@ -99,9 +98,7 @@ class Deliveries:
         self._changed.set()
 
     async def say(self, reply: str, word: bytes) -> None:
-        with contextlib.suppress(NatsError, OSError):  # unsaid, it is handed out again
-            if self._log.client.is_connected:
-                await self._log.client.publish(reply, word)
+        self._log.client.send(reply, word)  # unsaid, it is handed out again
 
     async def _pull_for_ever(self) -> None:
         """Keep as much asked for as there is room.

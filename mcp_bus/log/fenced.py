@@ -2,16 +2,18 @@
 
 The server stores an output only while the decider's epoch subject still ends at that epoch, so a
 former leader is refused (10071) however late it wakes. Nothing here retries: an output is done
-when the fold reads it in the log. One copy of the log: single publishes, pipelined. Several
-copies: a compare on a subject refuses pipelined publishes (10164), so what waits goes as one
-atomic batch with the fence on its first message, one commit in flight; and while others hold every
-batch that the server has open, one publish after the other.
+when the fold reads it in the log. One copy of the log: single publishes, pipelined; or one atomic
+batch, where each single one would be an fsync and many wait. Several copies: a compare on a
+subject refuses pipelined publishes (10164), so all that waits goes as one atomic batch with the
+fence on its first message, one commit in flight. While others hold every batch that the server has
+open, one publish goes after the other.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ from mcp_bus.log.records import (
     MESSAGE_ID,
     TRACEPARENT,
     WRONG_LAST_SEQUENCE,
+    LogInfo,
 )
 from mcp_bus.messages import Message, new_id
 
@@ -56,11 +59,11 @@ class FencedPublisher:
     """Publishes the outputs of one decider through one session."""
 
     def __init__(
-        self, log: Log, decider: str, replicas: int, on_deposed: Callable[[], None]
+        self, log: Log, decider: str, info: LogInfo, on_deposed: Callable[[], None]
     ) -> None:
         self._log = log
         self._fence = subjects.epoch_of(decider)
-        self._pipelined = replicas == 1
+        self._singly_max = _singly_max(info)
         self._on_deposed = on_deposed
         self._inbox = ""
         self._sent = 0
@@ -74,7 +77,7 @@ class FencedPublisher:
         """Hand outputs to the server, in order, fenced by `epoch`."""
         fence = {EXPECTED_LAST: str(epoch), EXPECTED_LAST_SUBJECT: self._fence}
         try:
-            if self._pipelined:
+            if len(outputs) <= self._singly_max:
                 for output in outputs:
                     await self._send(output, fence)
             else:
@@ -145,6 +148,13 @@ class FencedPublisher:
             self._on_deposed()
         else:
             logger.warning("the log refused an output: %s", error)
+
+
+def _singly_max(info: LogInfo) -> float:
+    """How many outputs go as single publishes; more go as a batch."""
+    if info.replicas > 1:
+        return 0
+    return config.FENCED_SINGLY_MAX if info.atomic else math.inf
 
 
 def _headers(output: Output) -> dict[str, str]:

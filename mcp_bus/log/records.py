@@ -28,6 +28,7 @@ TRACEPARENT: Final = "traceparent"
 WRONG_LAST_SEQUENCE: Final = 10071
 STREAM_STORE_FAILED: Final = 10077  # with discard new: the log is full
 DUPLICATE_IN_PROCESS: Final = 10158
+BATCHES_NONE: Final = 10174  # the stream takes none
 BATCH_INCOMPLETE: Final = 10176
 BATCH_DUPLICATE: Final = 10201
 BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
@@ -65,6 +66,7 @@ class LogInfo:
     last: int
     identity: str
     replicas: int
+    atomic: bool  # whether it takes atomic batches
     duplicate_window_s: float
 
 

@@ -32,8 +32,9 @@ async def _exists(log: Log, stream: str) -> bool:
 def stream_config(settings: Settings) -> dict[str, Any]:
     """A full log refuses and never forgets, and nobody deletes single messages.
 
-    An agent could hold every atomic batch that the server has open, so there is none where nobody
-    needs them (fenced.py).
+    Atomic batches save fsyncs (publisher.py), and are the only way to fence several copies
+    (fenced.py). An agent could hold all that the server has open, which slows the others down, so
+    there is none where nobody needs them.
     """
     return {
         "name": subjects.STREAM,
@@ -44,7 +45,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
         "num_replicas": settings.replicas,
         "max_consumers": CONSUMERS_MAX,
         "max_msg_size": MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX,
-        "allow_atomic": settings.replicas > 1,
+        "allow_atomic": settings.replicas > 1 or settings.durability == "always",
         "allow_direct": True,
         "deny_delete": True,
         "duplicate_window": int(settings.duplicate_window_s * 1e9),

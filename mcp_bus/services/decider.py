@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from mcp_bus import config, subjects, telemetry
 from mcp_bus.domain.decider import Decider, Draft, Fold, Logged
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
-from mcp_bus.log import FencedPublisher, Follower, Log, Output, Record, republished
+from mcp_bus.log import FencedPublisher, Follower, Log, LogInfo, Output, Record, republished
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.runtime import Runtime
 
@@ -54,7 +54,7 @@ async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside
             try:
                 fold = await _continued(fold, runtime, decider, log)
                 info = await log.info()
-                session = Session(runtime, log, fold, info.replicas, beside())
+                session = Session(runtime, log, fold, info, beside())
                 await session.work()
             finally:
                 await log.close()
@@ -85,14 +85,14 @@ class Session(Generic[S]):
     """One connection of one decider."""
 
     def __init__(
-        self, runtime: Runtime, log: Log, fold: Fold[S], replicas: int, beside: Beside[S]
+        self, runtime: Runtime, log: Log, fold: Fold[S], info: LogInfo, beside: Beside[S]
     ) -> None:
         self._runtime = runtime
         self._service = runtime.service
         self._log = log
         self._fold = fold
         self._beside = beside
-        self._publisher = FencedPublisher(log, fold.decider.name, replicas, self._give_up)
+        self._publisher = FencedPublisher(log, fold.decider.name, info, self._give_up)
         self._me = f"{runtime.settings.instance}-{secrets.token_hex(4)}"
         self._messages = MessageCache(log)
         self._leading = 0  # the epoch of the lead, 0 without

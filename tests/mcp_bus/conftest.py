@@ -1,7 +1,7 @@
 """A deliberately weak bus, on which an attack must do harm.
 
 weak      every token is good and opens everything, ids can be guessed, the stream has no bounds,
-          micro discovery is answered wherever the asker likes
+          micro discovery is answered wherever the asker likes, who gets no batch gives up
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(permissions, "publishes", lambda *_: [">"])
     monkeypatch.setattr(permissions, "hears", lambda *_: [">"])
     monkeypatch.setattr(log.micro, "ANSWERED", re.compile(""))
+    monkeypatch.setattr(log.publisher, "NO_BATCH", ())
     monkeypatch.setattr(Fold, "_mac", lambda *_: "0" * 32)
     services = await log.connect(nats.services, name="test")
     boundless = {"max_msg_size": -1, "allow_atomic": True}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,7 +22,7 @@ from mcp_bus.config import HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, SUBSCRIPTIONS_M
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.decider import Fold
 from mcp_bus.log import Record
-from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, MESSAGE_ID
+from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY, MESSAGE_ID
 from mcp_bus.messages import Message, dumps, parse
 from mcp_bus.services import registry, workflows
 from mcp_bus.subjects import DECIDERS, epoch_of
@@ -51,10 +52,19 @@ async def publish_too_much(nats: Nats) -> None:
         assert await stored(bus) == {}
 
 
-async def hold_a_batch(nats: Nats) -> None:
+async def hold_every_batch(nats: Nats) -> None:
     """The server has 50 atomic batches open, for everybody together."""
+    b = await log.connect(nats.agent("b"), name="b")
     async with connected(nats.agent("a"), "a") as (a, _complaints):
-        assert await refusal(a, b"x", {BATCH_ID: "mine", BATCH_SEQUENCE: "1"}) == 10174
+        refused, number = 0, itertools.count()
+        while not refused:
+            opening = {BATCH_ID: f"mine-{next(number)}", BATCH_SEQUENCE: "1"}
+            refused = await refusal(a, b"{}", opening)
+        assert refused == BATCHES_TOO_MANY
+        many = [Message.build("event", "b", "b", {"event": "Counted"}) for _ in range(300)]
+        outcomes = await asyncio.gather(*map(b.publish, many), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [log.Published] * len(many)
+    await b.close()
 
 
 async def acknowledge_for_another(nats: Nats) -> None:
@@ -251,7 +261,7 @@ async def deciding(nats: Nats) -> AsyncIterator[None]:
 
 ATTACKS = (
     publish_too_much,
-    hold_a_batch,
+    hold_every_batch,
     acknowledge_for_another,
     publish_to_wildcards,
     guess_the_id_of_an_answer,

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -314,27 +315,30 @@ async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
     assert caught.value.details == {"position": 1}
 
 
-@pytest.mark.parametrize(("replicas", "crowded"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("replicas", "count", "crowded"), [(1, 3, False), (1, 30, False), (3, 3, False), (3, 3, True)]
+)
 async def test_a_former_leader_is_refused_however_late_it_wakes(
-    bus: Log, agents: Log, replicas: int, crowded: bool
+    bus: Log, agents: Log, replicas: int, count: int, crowded: bool
 ) -> None:
     """Outputs carry their epoch, pipelined, as one atomic batch, or one by one while an agent
     holds every batch; the next epoch fences them."""
-    if replicas > 1:
-        await bus.api("STREAM.UPDATE.MCP", stream_config(config.load({})) | {"allow_atomic": True})
     if crowded:
         await _hold_every_batch(agents)
     deposed = asyncio.Event()
-    publisher = FencedPublisher(bus, "workflows", replicas, deposed.set)
+    info = replace(await bus.info(), replicas=replicas)
+    publisher = FencedPublisher(bus, "workflows", info, deposed.set)
     await publisher.open()
     async with bus.follow(0) as follower:
         await publisher.claim(_epoch(), 0)
         epoch = (await follower.read())[0].position
-        outputs = [_output(n) for n in range(3)]
+        outputs = [_output(n) for n in range(count)]
         await publisher.publish(outputs, epoch)
         read: list[Record] = []
-        while len(read) < 3:
+        while len(read) < count:
             read += await follower.read()
+        together = not crowded and (replicas == 3 or count == 30)
+        assert (BATCH_ID in read[0].headers) is together
         assert [r.data for r in read] == [o.message.encode() for o in outputs]
         assert not deposed.is_set()
         await publisher.claim(_epoch(), epoch)
