@@ -16,11 +16,28 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import agents, engine, ingest, overhead, peers, reconnect, registry
+from benchmarks import (
+    agents,
+    engine,
+    ingest,
+    overhead,
+    peers,
+    publish,
+    reconnect,
+    recorder,
+    registry,
+    store,
+)
 from benchmarks.harness import Row, machine
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "ingest.interval": ingest.interval,
+    "ingest.always": ingest.always,
+    "ingest.grouped": ingest.grouped,
+    "publish.single": publish.single,
+    "recorder.lag": recorder.lag,
+    "recorder.memory": recorder.memory,
+    "store.read": store.read,
     "agents.roundtrip.interval": agents.roundtrip_interval,
     "agents.roundtrip.always": agents.roundtrip_always,
     "agents.1": agents.one,

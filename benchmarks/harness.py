@@ -126,9 +126,11 @@ def temporary_settings(
 
 
 @contextlib.asynccontextmanager
-async def engines() -> AsyncIterator[tuple[Settings, Addresses]]:
+async def engines(
+    durability: Literal["always", "interval"] = "interval",
+) -> AsyncIterator[tuple[Settings, Addresses]]:
     """Both engines with stream and schemas and no service: what a service is given, and URLs."""
-    with temporary_settings() as settings:
+    with temporary_settings(durability) as settings:
         async with locked(settings.data_dir) as folder:
             secrets = credentials.load(folder.path)
             at = plan(settings, secrets)

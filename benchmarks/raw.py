@@ -1,6 +1,7 @@
 """The limits: the least programs that do the bus's jobs with bare nats-py and asyncpg.
 
     python -m benchmarks.raw publish N     N stored messages, as many unacked as helps
+    python -m benchmarks.raw alone         answers each `N` with the p50 of N js.publish, ms
     python -m benchmarks.raw copy N        N messages of the stream copied into a table, unread
     python -m benchmarks.raw pong          answers each stored message with one
     python -m benchmarks.raw reply         replies to each question on core NATS
@@ -28,7 +29,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.harness import RAW_STREAM
-from benchmarks.helper import begin, left, say
+from benchmarks.helper import begin, left, say, told
+from benchmarks.load import p50_ms
 from mcp_bus.subjects import STREAM, queue_of
 
 MESSAGE_BYTES = 512
@@ -68,6 +70,26 @@ async def publish(count: int) -> None:
         if acked < count:
             await changed.wait()
     say("done")
+    await client.close()
+
+
+async def alone() -> None:
+    """Publish a message of an agent, of the same size, one after the other, again and again."""
+    client = await nats.connect(
+        os.environ["MCP_BUS_NATS"], token=os.environ["MCP_BUS_TOKEN"], inbox_prefix=b"_INBOX_bench"
+    )
+    stream, head = client.jetstream(), {"source": "bench", "target": "nobody"}
+    metadata = {"timestamp": 0, "correlationId": "raw", "capabilities": []}
+    context = {"type": "event", "payload": "", "metadata": metadata}
+    context["payload"] = "x" * (MESSAGE_BYTES - len(json.dumps(head | {"context": context})))
+    message = json.dumps(head | {"context": context}).encode()
+
+    async def one() -> object:
+        return await stream.publish("mcp.event.bench.nobody", message)
+
+    say("ready")
+    while count := await told():
+        say(str(await p50_ms(one, int(count))))
     await client.close()
 
 
@@ -237,6 +259,7 @@ class Chains:
 
 PROGRAMS: dict[str, Callable[..., object]] = {
     "publish": publish,
+    "alone": alone,
     "copy": copy,
     "pong": pong,
     "reply": reply,
