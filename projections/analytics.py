@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate, repeat
 from operator import mul
 from typing import Any
@@ -160,7 +159,7 @@ async def _requests(connection: asyncpg.Connection, batch: Batch) -> dict[str | 
         page = missing[start : start + LOOK_UP_MAX]
         for request in map(entry, await event_store.read_by_ids(connection, page)):
             # a page of large requests must not stay in memory for the sake of their actions
-            found[request.message_id] = replace(request, payload={"action": _action(request)})
+            found[request.message_id] = request._replace(payload={"action": _action(request)})
     return {i: m for i, m in found.items() if i in causes and m.kind == "request"}
 
 

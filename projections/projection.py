@@ -11,15 +11,15 @@ Tables are named without a schema: the search path says which build of the read 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
+import orjson
 
 from mcp_bus.messages import dumps
 from mcp_bus.store.event_store import StoredMessage
@@ -35,8 +35,7 @@ LARGEST = "greatest(t.{0}, excluded.{0})"
 _LABEL = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A stored message, decoded once for all projections."""
 
     position: int
@@ -142,13 +141,8 @@ class Projection:
 
 def entry(stored: StoredMessage) -> Entry:
     """Decode a stored message; the recorder has checked that it is one."""
-    context = json.loads(stored.raw)["context"]
-    return Entry(
-        *stored[:8],
-        size=len(stored.raw),
-        payload=context["payload"],
-        metadata=context["metadata"],
-    )
+    context = orjson.loads(stored.raw)["context"]
+    return Entry(*stored[:8], len(stored.raw), context["payload"], context["metadata"])
 
 
 def label(value: Any) -> str | None:

@@ -150,14 +150,13 @@ async def known_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
 async def read(
     connection: Connection, after: int, until: int, limit: int, bytes_max: int
 ) -> tuple[list[StoredMessage], int]:
-    """Messages after a position up to another, in order, and how far they reach: to `until`, or
-    to the last of a batch that was cut, at `limit` messages or before `bytes_max`.
+    """Messages after a position up to another, in order, at most `limit` and, but for the first,
+    `bytes_max`; and how far they reach: to `until` where there are none.
 
     A position without a message is one in quarantine.
     """
-    rows = await connection.fetch(_SQL["read"], after, until, limit, bytes_max)
-    cut = bool(rows) and (len(rows) == limit or rows[0]["found"] > len(rows))
-    return _stored(rows), rows[-1]["position"] if cut else until
+    stored = _stored(await connection.fetch(_SQL["read"], after, until, limit, bytes_max))
+    return stored, stored[-1].position if stored else until
 
 
 async def read_conversation(

@@ -1,12 +1,10 @@
 -- Messages in ($1, $2] in order: at most $3 rows, and $4 bytes unless the first is larger.
--- `found` counts the rows before the bytes were bounded.
-SELECT
-    position, time_us, kind, source, target, correlation_id, message_id, causation_id, raw, found
+SELECT position, time_us, kind, source, target, correlation_id, message_id, causation_id, raw
 FROM (
     SELECT
         *,
-        count(*) OVER () AS found,
-        sum(octet_length(raw)) OVER (ORDER BY position) - octet_length(raw) AS before
+        sum(octet_length(raw)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
+            - octet_length(raw) AS before
     FROM (
         SELECT * FROM store.messages WHERE position > $1 AND position <= $2
         ORDER BY position LIMIT $3
