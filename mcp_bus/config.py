@@ -81,6 +81,17 @@ LOAD_REQUESTS_MAX = 200_000  # that are counted at a time
 PROMISE_MS = 1_000  # that a choice counts before its request is read
 STEP_TIMEOUT_MS_MAX = 24 * 3600 * 1000
 
+# --- snapshots of the deciders ----------------------------------------------------------------
+SNAPSHOT_MESSAGES = 50_000  # that a restart folds, read at 50,000 to 100,000/s; then the next one
+SNAPSHOT_EVERY_S = 30.0  # as long as anything happens at all
+SNAPSHOT_ASKED_S = 0.5  # after the last one, when the log is to be trimmed
+SNAPSHOT_PACE_FACTOR = 20  # times what the last one took is the least between two
+SNAPSHOT_PIECE_BYTES = 512 * 1024  # the server takes 1 MB
+SNAPSHOT_BYTES_MAX = 64 * 1024 * 1024  # of one, compressed to a tenth; a larger one is refused
+SNAPSHOT_HEADS_MAX = 32  # that are looked at; two are kept
+SNAPSHOTS_KEPT = 2
+SNAPSHOTS_BYTES_MAX = 1024**3  # room of their own: two of each decider, and those being written
+
 # --- recorder, projector ----------------------------------------------------------------------
 RECORD_BATCH_MAX = 2000
 RECORD_BATCH_BYTES_MAX = 16 * 1024 * 1024

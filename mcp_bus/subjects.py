@@ -25,6 +25,9 @@ STREAM_SUBJECTS = ("mcp.request.*.*", "mcp.response.*.*.*", "mcp.event.*.*")
 # what the server says, once, of requests that it hands out no more: kept, so that it can be read
 DROPPED_STREAM = "MCP_DROPPED"
 DROPPED_SUBJECT = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}.*"
+SNAPSHOTS_STREAM = "MCP_SNAPSHOTS"
+HEAD = "head"  # of a snapshot: what is in its pieces
+SNAPSHOT_WANTED = "bus.snapshot"  # core NATS: the log is to be trimmed, and a snapshot holds it
 NO_INSTANCE = "_"
 
 REGISTRY = "registry"
@@ -128,6 +131,11 @@ def events_to(name: str) -> str:
 def epoch_of(decider: str) -> str:
     """Where a decider's lead is written down: the subject that fences its outputs."""
     return f"mcp.event.{decider}.{EPOCH}"
+
+
+def snapshot_of(decider: str, part: str) -> str:
+    """Where a snapshot of a decider is kept: HEAD, or the id under which its pieces are."""
+    return f"snapshot.{decider}.{part}"
 
 
 def query_of(agent: str) -> str:

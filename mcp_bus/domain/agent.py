@@ -24,6 +24,12 @@ DESCRIPTION_MAX = 2000
 ABOUT = ("version", "description", "tags", "maxConcurrency")  # the optional keys of an Agent
 
 
+AGENT_KEPT = (  # what a snapshot keeps of an Agent
+    *("type", "capabilities", "owner", "about"),
+    *("deactivated", "silent", "revoked", "revoked_at"),
+)
+
+
 class Capability(BaseModel):
     """The specification's AgentCapability. Where a key of `parameters` is an action's name, its
     value describes the action: {"description", "inputs": JSON Schema, "outputs": JSON Schema}."""
@@ -137,6 +143,7 @@ class Agent(BaseAggregate[str]):
 
         def apply(self, aggregate: Agent) -> None:
             aggregate.revoked = True
+            aggregate.revoked_at = round(self.timestamp.timestamp() * 1000)
 
     @dataclass(frozen=True)
     class AgentReinstated(Event):
@@ -160,6 +167,7 @@ class Agent(BaseAggregate[str]):
         self.deactivated = status == "inactive"
         self.silent: bool | None = None  # None: never heard
         self.revoked = False
+        self.revoked_at: int | None = None  # the last time, of the log (Unix ms)
 
     @property
     def status(self) -> Status:

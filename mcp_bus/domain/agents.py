@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mcp_bus import subjects
 from mcp_bus.config import AGENTS_MAX
 from mcp_bus.domain import roles
-from mcp_bus.domain.agent import CAPABILITIES_MAX, Agent, Capability, Registration
+from mcp_bus.domain.agent import AGENT_KEPT, CAPABILITIES_MAX, Agent, Capability, Registration
 from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
 from mcp_bus.domain.facts import FACTS, fact_of, moment, name_of, payload_of
+from mcp_bus.domain.frozen import Kept
 from mcp_bus.domain.load import Load, capable_of
 from mcp_bus.domain.outstanding import GIVEN_UP, Outstanding, given_up
 from mcp_bus.errors import BusError, Refused
@@ -73,7 +74,7 @@ class Choice(BaseModel):
 class Agents:
     """Every agent ever registered, the position of its AgentRegistered, and of its last fact."""
 
-    known: dict[str, Agent] = field(default_factory=dict)
+    known: dict[str, Annotated[Agent, Kept(Agent, AGENT_KEPT)]] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
@@ -128,6 +129,13 @@ def needs(_: Agents, logged: Logged) -> Iterable[int]:
     """The request that is stuck, of an observation that says so."""
     stuck = logged.message.source == subjects.QUEUE
     return (logged.message.payload["requestPosition"],) if stuck else ()
+
+
+def oldest(agents: Agents, keys: Iterable[Key]) -> int | None:
+    """The first request that is outstanding, or stuck and not given up yet."""
+    stuck = [int(position) for what, position in keys if what == "request"]
+    first = agents.outstanding.first()
+    return min(stuck if first is None else [first, *stuck], default=None)
 
 
 def decide(agents: Agents, logged: Logged, payloads: Mapping[int, Message]) -> list[Draft]:
@@ -338,7 +346,8 @@ def _answers_itself(agents: Agents, target: str) -> bool:
 
 REGISTRY: Decider[Agents] = Decider(
     name=subjects.REGISTRY,
-    new_state=Agents,
+    state=Agents,
+    shape=1,
     reads=_reads,
     accept=accept,
     settle=_settle,
@@ -346,4 +355,5 @@ REGISTRY: Decider[Agents] = Decider(
     decide=decide,
     due=lambda _state, _time: [],
     next_due=lambda _state: None,
+    oldest=oldest,
 )

@@ -86,7 +86,8 @@ class Decider(Generic[S]):
     """The pure functions of a decider and its name, which is the source of its outputs."""
 
     name: str
-    new_state: Callable[[], S]
+    state: type[S]  # a dataclass; called without arguments it is the state before all history
+    shape: int  # the version of the state (frozen.py)
     # whether a message under this subject can matter now; the others are not even parsed
     reads: Callable[[S, Subject], bool]
     # reads a message that is not an own output; the key if it is an input, else None
@@ -101,6 +102,8 @@ class Decider(Generic[S]):
     due: Callable[[S, int], list[tuple[str, Draft]]]
     # the log time at which something is due next, None if nothing is
     next_due: Callable[[S], int | None]
+    # the first position whose message the state, or an input with one of these keys, may need
+    oldest: Callable[[S, Iterable[Key]], int | None]
 
 
 class Fold(Generic[S]):
@@ -109,7 +112,7 @@ class Fold(Generic[S]):
     def __init__(self, decider: Decider[S], secret: bytes, identity: str) -> None:
         self.decider = decider
         self.identity = identity
-        self.state = decider.new_state()
+        self.state = decider.state()
         self.position = 0
         self.time = 0  # the largest log time seen
         self.ahead = 0  # how much later it counts (ms)
@@ -145,12 +148,16 @@ class Fold(Generic[S]):
         key = self.decider.accept(self.state, logged)
         if key is None:
             return False
-        self.undecided[logged.position] = Undecided(logged.position, logged.time, key)
-        queue = self._queues.setdefault(key, deque())
-        queue.append(logged.position)
-        if len(queue) == 1:
-            self.ready.append(logged.position)
+        self.wait(Undecided(logged.position, logged.time, key))
         return True
+
+    def wait(self, known: Undecided) -> None:
+        """Keep an input, behind those with its key."""
+        self.undecided[known.position] = known
+        queue = self._queues.setdefault(known.key, deque())
+        queue.append(known.position)
+        if len(queue) == 1:
+            self.ready.append(known.position)
 
     def heads(self) -> list[int]:
         """Every input that may be decided now, by position."""

@@ -25,6 +25,7 @@ from mcp_bus.domain import agents, roles, steps
 from mcp_bus.domain.agents import Agents, checked, command_of
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, answer, refusal
 from mcp_bus.domain.facts import fact_of, name_of
+from mcp_bus.domain.frozen import Kept
 from mcp_bus.domain.steps import Execution, Request
 from mcp_bus.domain.workflows import Definition, Model, Workflow, define
 from mcp_bus.errors import BusError, Refused
@@ -43,12 +44,15 @@ class Execute(Model):
 SOURCES = (subjects.WORKFLOWS, subjects.REGISTRY, subjects.CLOCK)
 
 
+KEPT = Kept(Workflow, ("order", "json"), Workflow.validate)
+
+
 @dataclass(slots=True)
 class Workflows:
     """Definitions, live executions, and the ids of those that ended not long ago."""
 
     agents: Agents = field(default_factory=Agents)
-    known: dict[str, Workflow] = field(default_factory=dict)
+    known: dict[str, Annotated[Workflow, KEPT]] = field(default_factory=dict)
     live: dict[str, Execution] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)  # id -> log time
     timers: list[tuple[int, str, str]] = field(default_factory=list)  # next try, execution, request
@@ -100,6 +104,11 @@ def needs(state: Workflows, logged: Logged) -> Iterable[int]:
     ahead = _definition(state, execution).steps[execution.index :]
     named = set().union(*(step.needed() for step in ahead))
     return {execution.start, *(p for step, p in execution.answers.items() if step in named)}
+
+
+def oldest(state: Workflows, _: Iterable[Key]) -> int | None:
+    """The first command of which an execution lives; its answers stand behind it."""
+    return min((execution.start for execution in state.live.values()), default=None)
 
 
 def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) -> list[Draft]:
@@ -294,7 +303,8 @@ def _context(execution: Execution, payloads: Mapping[int, Message]) -> dict[str,
 
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
-    new_state=Workflows,
+    state=Workflows,
+    shape=1,
     reads=lambda _, subject: subject.kind != "event" or subject.source in SOURCES,
     accept=accept,
     settle=settle,
@@ -302,4 +312,5 @@ WORKFLOWS: Decider[Workflows] = Decider(
     decide=decide,
     due=due,
     next_due=next_due,
+    oldest=oldest,
 )

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from mcp_bus import subjects
-from mcp_bus.config import OUTSTANDING_MAX
+from mcp_bus.config import ACTION_S_MAX, OUTSTANDING_MAX
 from mcp_bus.domain.decider import Draft, Logged, event, refusal
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message
@@ -42,23 +45,37 @@ class Outstanding:
 
     queues: dict[str, dict[int, Asked]] = field(default_factory=dict)
     count: int = 0
+    # the first position of those that were not added, and the time of the last, for a day
+    _beyond: tuple[int, int] | None = field(default=None, compare=False)
     # (agent, conversation) -> messageId, or position where there is none -> position
-    _told: dict[tuple[str, str], dict[str | int, int]] = field(default_factory=dict)
+    _told: Annotated[dict[tuple[str, str], dict[str | int, int]], Field(exclude=True)] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        for agent, requests in self.queues.items():
+            for position, asked in requests.items():
+                self._tell(agent, position, asked)
 
     def asked(self, logged: Logged) -> None:
         """Read a request that an agent is to answer."""
+        if self._beyond and logged.time - self._beyond[1] > ACTION_S_MAX * 1000:
+            self._beyond = None
         if self.count >= OUTSTANDING_MAX:
+            first = self._beyond[0] if self._beyond else logged.position
+            self._beyond = (first, logged.time)
             return
         message = logged.message
-        request = message.metadata.message_id
-        told = self._told.setdefault((message.target, message.metadata.correlation_id), {})
-        name = logged.position if request is None else request
-        if name in told:
+        entry = Asked(logged.time, message.metadata.correlation_id, message.metadata.message_id)
+        if not self._tell(message.target, logged.position, entry):
             return  # a copy, which the recorder keeps in quarantine
-        told[name] = logged.position
-        entry = Asked(logged.time, message.metadata.correlation_id, request)
         self.queues.setdefault(message.target, {})[logged.position] = entry
         self.count += 1
+
+    def first(self) -> int | None:
+        """The position of the first request that may be outstanding."""
+        first = [next(iter(requests)) for requests in self.queues.values()]
+        return min([self._beyond[0], *first] if self._beyond else first, default=None)
 
     def answered(self, answer: Message) -> None:
         """Read an answer; without a cause it counts if one request alone fits it."""
@@ -85,6 +102,11 @@ class Outstanding:
         if not self.queues[agent]:
             del self.queues[agent]
         self.count -= 1
+
+    def _tell(self, agent: str, position: int, asked: Asked) -> bool:
+        """Know by which name it is answered; False for one that is known."""
+        told = self._told.setdefault((agent, asked.conversation), {})
+        return told.setdefault(position if asked.id is None else asked.id, position) == position
 
     def stuck(self, observed: Message) -> int | None:
         """Read an observation: the position of the request that it ends, None if it ends none."""

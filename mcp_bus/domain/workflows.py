@@ -139,6 +139,12 @@ class Workflow(BaseAggregate[str]):
         self.versions = {**self.versions, version: Definition.model_validate(workflow)}
         self.json = {**self.json, version: workflow}
 
+    def validate(self) -> None:
+        """Make the versions anew from their JSON."""
+        self.versions = {
+            version: Definition.model_validate(self.json[version]) for version in self.order
+        }
+
     @property
     def latest(self) -> str:
         return self.order[-1]

@@ -5,7 +5,7 @@ package is the only importer of nats-py, because each of its pitfalls is handled
 futures that hang, silent drops, publishes without an outcome, fetches that sit out their time.
 """
 
-from mcp_bus.log import callout, micro, questions, queues
+from mcp_bus.log import callout, micro, questions, queues, snapshots
 from mcp_bus.log.asker import Answer, Asker
 from mcp_bus.log.connection import Listening, Log, connect
 from mcp_bus.log.delivery import Deliveries, Delivery
@@ -34,4 +34,5 @@ __all__ = [
     "questions",
     "queues",
     "republished",
+    "snapshots",
 ]

@@ -8,7 +8,8 @@ message that cannot wait.
 
 Nothing is acknowledged: who follows keeps its own checkpoint. The consumer's sequence must continue
 from one to the next; on a jump, a lost connection or a consumer that is gone the follower raises
-Unavailable, and whoever follows begins a new one after its own position. With no filter or one:
+Unavailable, and whoever follows begins a new one after its own position. Without a filter a message
+that the log holds no longer is such a gap; with one, nobody can say. With no filter or one:
 several filters on one consumer read 20 times slower.
 """
 
@@ -64,7 +65,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._lost = asyncio.Event()
         self._fault = ""
-        self._position = after  # of the last message handed out
+        self._position = after  # of the last message taken
         self._hurried = 0  # the position that cannot wait
         self._read = 0  # its consumer sequence
         self._asked = 0  # messages asked for and not received
@@ -138,7 +139,6 @@ class Follower:
             batch.append(self._take(*self._arrived.popleft()))
         if not batch:
             raise Unavailable(self._fault or "the log stopped sending")
-        self._position = batch[-1].position
         if self._far():
             await self._top_up()
         return batch
@@ -175,7 +175,9 @@ class Follower:
         position, sequence, time_us, _ = at
         if sequence != self._read + 1:
             raise Unavailable(f"message {self._read + 1} of the follower is missing")
-        self._read = sequence
+        if self._filter is None and position != self._position + 1:
+            raise Unavailable(f"the log holds {position} after {self._position}: it was trimmed")
+        self._read, self._position = sequence, position
         return Record(position, time_us, msg.subject, msg.data, msg.headers or NO_HEADERS)
 
     def _received_one(self, msg: Msg) -> None:

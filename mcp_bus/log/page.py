@@ -27,9 +27,15 @@ _NOT_FOUND = 10037
 
 
 async def read(
-    log: Log, subject: str, after: int, limit: int, bytes_max: int
+    log: Log,
+    subject: str,
+    after: int,
+    limit: int,
+    bytes_max: int,
+    *,
+    stream: str = subjects.STREAM,
 ) -> tuple[list[Record], bool]:
-    """See Log.page."""
+    """See Log.page; of another stream than the log, with its places as positions."""
     arrived: list[Msg] = []
     ended = asyncio.Event()
 
@@ -42,7 +48,7 @@ async def read(
     wanted = {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max}
     listening = await log.client.hear(inbox, take)
     try:
-        asked = f"$JS.API.DIRECT.GET.{subjects.STREAM}"
+        asked = f"$JS.API.DIRECT.GET.{stream}"
         await log.client.publish(asked, json.dumps(wanted).encode(), reply=inbox)
         async with asyncio.timeout(config.LOG_REQUEST_S):
             await ended.wait()
@@ -54,7 +60,7 @@ async def read(
     records = _whole(arrived)
     if int(end.get(_MORE, "0")) > 0:
         return records, True
-    return records, await _more(log, subject, records[-1].position if records else after)
+    return records, await _more(log, stream, subject, records[-1].position if records else after)
 
 
 def _whole(arrived: list[Msg]) -> list[Record]:
@@ -69,9 +75,9 @@ def _whole(arrived: list[Msg]) -> list[Record]:
     return records
 
 
-async def _more(log: Log, subject: str, after: int) -> bool:
+async def _more(log: Log, stream: str, subject: str, after: int) -> bool:
     found = await log.api(
-        f"STREAM.MSG.GET.{subjects.STREAM}",
+        f"STREAM.MSG.GET.{stream}",
         {"seq": after + 1, "next_by_subj": subject},
         allow=(_NOT_FOUND,),
     )

@@ -8,6 +8,7 @@ from mcp_bus import subjects
 from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
+from mcp_bus.log.snapshots import snapshots_config
 
 STREAM_NOT_FOUND = 10059
 
@@ -16,9 +17,11 @@ async def prepare(url: str, settings: Settings) -> None:
     """Create or update the stream; needs the account that owns JetStream."""
     log = await connect(url, name="prepare")
     try:
-        if not await _exists(log, subjects.STREAM):  # what was dropped from another log is gone
-            await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
-        for wanted in (dropped_config(settings), stream_config(settings)):
+        if not await _exists(log, subjects.STREAM):  # what belonged to another log is gone
+            for stream in (subjects.DROPPED_STREAM, subjects.SNAPSHOTS_STREAM):
+                await log.api(f"STREAM.DELETE.{stream}", allow=(STREAM_NOT_FOUND,))
+        configs = (dropped_config(settings), snapshots_config(settings), stream_config(settings))
+        for wanted in configs:
             verb = "UPDATE" if await _exists(log, wanted["name"]) else "CREATE"
             await log.api(f"STREAM.{verb}.{wanted['name']}", wanted)
     finally:

@@ -26,6 +26,8 @@ from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import FencedPublisher, Follower, Log, LogInfo, Output, Record, republished
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.runtime import Runtime
+from mcp_bus.services import snapshots
+from mcp_bus.services.snapshots import Keeper
 
 S = TypeVar("S")
 
@@ -55,7 +57,10 @@ async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside
                 fold = await _continued(fold, runtime, decider, log)
                 info = await log.info()
                 session = Session(runtime, log, fold, info, beside())
-                await session.work()
+                try:
+                    await session.work()
+                finally:
+                    session.close()
             finally:
                 await log.close()
         except Unavailable as error:
@@ -67,12 +72,10 @@ async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside
 async def _continued(
     fold: Fold[S] | None, runtime: Runtime, decider: Decider[S], log: Log
 ) -> Fold[S]:
-    """The state to go on from: what the last session left, or nothing, folded from the start."""
+    """The state to go on from: what the last session left, as long as the log continues it."""
     info = await log.info()
-    if fold is None:
-        if info.first > 1:
-            raise LogWentBack(f"the log begins at {info.first}: history is missing")
-        return Fold(decider, runtime.secret, info.identity)
+    if fold is None or (fold.identity == info.identity and fold.position + 1 < info.first):
+        return await snapshots.begun(log, decider, runtime.secret, info)
     if fold.identity != info.identity or info.last < fold.position:
         raise LogWentBack(
             f"the log ends at {info.last} (made {info.identity}), "
@@ -99,7 +102,9 @@ class Session(Generic[S]):
         self._given_up = 0  # the last epoch that was lost
         self._claimed_at = 0.0
         self._patience = 0.0
-        self._since: dict[int, float] = {}  # undecided input -> when it was first seen here
+        self._snapshots = Keeper(log, fold)
+        # undecided input -> when it was first seen here
+        self._since = dict.fromkeys(fold.undecided, _now())
         self._inflight: dict[int, float] = {}  # input -> when its outputs were published
         self._observed: dict[str, float] = {}  # by name: when it was said, or seen by a standby
         self._clock_ahead = 0  # log time minus this process' clock, the largest seen (ms)
@@ -107,6 +112,7 @@ class Session(Generic[S]):
     async def work(self) -> None:
         """Follow, decide, publish, until the connection is lost (Unavailable)."""
         await self._publisher.open()
+        await self._snapshots.open()
         position = self._fold.position
         async with self._log.follow(position, pace_s=config.DECIDER_PACE_S) as follower:
             behind = follower.pending
@@ -125,11 +131,15 @@ class Session(Generic[S]):
                 if behind > 0:
                     continue
                 self._runtime.ready()
+                self._snapshots.look()
                 self._forget_settled()
                 if self._leads():
                     await self._publish(observed)
                 else:
                     await self._claim_if_needed(observed)
+
+    def close(self) -> None:
+        self._snapshots.close()
 
     # --- reading
 
@@ -226,7 +236,9 @@ class Session(Generic[S]):
         payload = {"event": "DeciderEpoch", "by": self._me}
         name = self._fold.decider.name
         claim = Message.build("event", name, subjects.EPOCH, payload)
-        await self._publisher.claim(claim, self._fold.epoch)
+        begins = (await self._log.info()).first
+        # an epoch that was trimmed is none for the server, neither for who claims nor for a zombie
+        await self._publisher.claim(claim, self._fold.epoch if self._fold.epoch >= begins else 0)
 
     # --- deciding and publishing
 

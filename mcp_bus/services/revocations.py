@@ -1,22 +1,26 @@
 """Who is revoked: folded from the registry's facts, for whoever lets agents in.
 
 The auth service asks it at the door to the log, the gateway at its own. It needs no PostgreSQL.
-Nobody is let in before the fold has seen the whole log (`catch_up`).
+Nobody is let in before the fold has seen the whole log (`catch_up`). Of a log without its beginning
+it takes what the registry knew from the registry's snapshot.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mcp_bus import config, subjects, telemetry
+from mcp_bus.domain.agent import Agent
+from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.facts import name_of
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import Log, Record
 from mcp_bus.messages import parse
 from mcp_bus.runtime import Runtime
+from mcp_bus.services import snapshots
 
 FACTS = f"mcp.event.{subjects.REGISTRY}.*"
 
@@ -45,6 +49,14 @@ class Revocations:
             self.now.discard(message.target)
         return None
 
+    def begin(self, agents: Iterable[Agent]) -> list[str]:
+        """Begin anew with what the registry knows; those who are revoked and were not."""
+        before = self.now
+        known = list(agents)
+        self.at = {agent.id: agent.revoked_at for agent in known if agent.revoked_at is not None}
+        self.now = {agent.id for agent in known if agent.revoked}
+        return sorted(self.now - before)
+
     def hold(self, agent: str, issued_s: float) -> bool:
         """Whether a token of an agent is revoked: with the agent, or before it came back."""
         return agent in self.now or issued_s * 1000 <= self.at.get(agent, -1)
@@ -71,7 +83,7 @@ class Watch:
         self._position = 0
 
     async def catch_up(self) -> None:
-        """Read everything that the log holds now; LogWentBack for a log without its beginning."""
+        """Read everything that the log holds now; raises LogWentBack."""
         await self._read(to_the_end=True)
 
     async def follow(self) -> None:
@@ -83,7 +95,7 @@ class Watch:
             try:
                 log = await self._runtime.connect_log(reconnect=False)
                 try:
-                    await self._check(log)
+                    await self._check(log, to_the_end)
                     await self._fold(log, to_the_end)
                     return
                 finally:
@@ -94,11 +106,18 @@ class Watch:
                 logger.warning("session ended", reason=error.detail)
                 await asyncio.sleep(config.RECONNECT_WAIT_S)
 
-    async def _check(self, log: Log) -> None:
+    async def _check(self, log: Log, to_the_end: bool) -> None:
         info = await log.info()
         self._identity = self._identity or info.identity
-        if info.first > 1 or info.identity != self._identity or info.last < self._position:
+        if info.identity != self._identity or info.last < self._position:
             raise LogWentBack(f"the log does not hold what was read up to {self._position}")
+        if info.first <= self._position + 1:
+            return
+        registry = await snapshots.begun(log, REGISTRY, self._runtime.secret, info)
+        self._position = registry.position
+        for agent in self.revocations.begin(registry.state.known.values()):
+            if not to_the_end:
+                self._revoked(agent)
 
     async def _fold(self, log: Log, to_the_end: bool) -> None:
         async with log.follow(self._position, FACTS) as follower:

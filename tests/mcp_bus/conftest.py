@@ -1,4 +1,5 @@
-"""A deliberately weak bus, on which an attack must do harm.
+"""Every history is checked for its snapshots; and a deliberately weak bus, on which an attack must
+do harm.
 
 weak      every token is good and opens everything, ids can be guessed, the stream has no bounds,
           micro discovery is answered wherever the asker likes, who gets no batch gives up
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +19,16 @@ from mcp_bus.domain.decider import Fold
 from mcp_bus.domain.roles import Principal
 from mcp_bus.log.stream import stream_config
 from tests.conftest import Nats
+from tests.mcp_bus.history import History
+
+
+@pytest.fixture(autouse=True)
+def every_history_goes_on_from_a_snapshot() -> Iterator[None]:
+    """Of each history that a test of this folder makes, at every position."""
+    yield
+    histories, History.made[:] = list(History.made), []
+    for history in histories:
+        history.check_snapshots()
 
 
 @pytest.fixture

@@ -7,14 +7,16 @@ is that list. `settle()` lets the deciders say what they have to say, in order, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mcp_bus import subjects
+from mcp_bus.domain import frozen
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.decider import Decider, Fold, Logged, render
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.domain.outstanding import Asked, stuck
-from mcp_bus.messages import Message
+from mcp_bus.log import Record
+from mcp_bus.messages import Message, parse
 
 SECRET = b"a secret of the tests, long enough"
 ADMIN = {"subject": "root", "roles": ["admin"]}
@@ -23,7 +25,10 @@ ADMIN = {"subject": "root", "roles": ["admin"]}
 class History:
     """Messages in order, one second of log time apart unless told otherwise."""
 
+    made: ClassVar[list[History]] = []  # of the test that runs
+
     def __init__(self, *deciders: Decider[Any]) -> None:
+        self.made.append(self)
         self.log: list[Logged] = []
         self.time = 1_000_000
         self.folds: list[Fold[Any]] = [
@@ -121,12 +126,43 @@ class History:
             if m.kind == "request" and m.source == subjects.WORKFLOWS
         ]
 
+    def check_snapshots(self) -> None:
+        """Wherever a process ends, one that goes on from its snapshot knows what one knows that
+        folds everything; and so does one that takes over from those that decided here."""
+        for fold in self.folds:
+            full: Fold[Any] = Fold(fold.decider, SECRET, "test")
+            begun = again(full)
+            for logged in self.log:
+                self.read(full, logged)
+                self.read(begun, logged)
+                begun = again(begun)
+                assert_equal(begun, full)
+                assert 1 <= frozen.needed(full) <= full.position + 1
+            assert_equal(again(fold), fold)
+
     def again(self, decider: Decider[Any]) -> Fold[Any]:
         """The fold that a restarted process comes to."""
         fold = Fold(decider, SECRET, "test")
         for logged in self.log:
             self.read(fold, logged)
         return fold
+
+
+def read_record(fold: Fold[Any], record: Record) -> None:
+    """A fold reads what a real log holds."""
+    message = parse(record.data, record.subject)
+    History.read(fold, Logged(record.position, record.time, message))
+
+
+def again(fold: Fold[Any]) -> Fold[Any]:
+    """The fold that comes back from its snapshot."""
+    return frozen.thaw(fold.decider, SECRET, "test", frozen.freeze(fold))
+
+
+def assert_equal(one: Fold[Any], other: Fold[Any]) -> None:
+    assert one.state == other.state
+    assert one.heads() == other.heads()
+    assert frozen.freeze(one) == frozen.freeze(other)
 
 
 def agent(agent_id: str, *actions: str, **more: Any) -> dict[str, Any]:

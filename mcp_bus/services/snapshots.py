@@ -1,0 +1,156 @@
+"""Snapshots of a decider: written beside its loop, and where a start begins.
+
+A process that has caught up writes one after SNAPSHOT_MESSAGES or SNAPSHOT_EVERY_S, unless another
+process of its decider did; and soon when the log is to be trimmed. The loop stands still while the
+fold is written down (frozen.py), and no longer: the rest happens beside it. A start goes on from
+the newest one that can be read and that the log continues, with the log alone.
+
+Never: a snapshot that the log does not reach (LogWentBack); a start that leaves out a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from mcp_bus import config, subjects, telemetry
+from mcp_bus.domain import frozen
+from mcp_bus.domain.decider import Decider, Fold
+from mcp_bus.errors import BusError, LogWentBack
+from mcp_bus.log import Log, LogInfo, Record, snapshots
+from mcp_bus.log.snapshots import FORMAT, Head
+from mcp_bus.messages import now_ms
+
+S = TypeVar("S")
+
+logger = telemetry.logger(__name__)
+
+
+async def begun(log: Log, decider: Decider[S], secret: bytes, info: LogInfo) -> Fold[S]:
+    """The fold that a start goes on from: the newest snapshot, or nothing where the log has all.
+
+    Raises LogWentBack, Unavailable.
+    """
+    for head in reversed(await snapshots.heads(log, decider.name)):
+        reason = unusable(head, decider, info)
+        if reason is None:
+            try:
+                data = await snapshots.read(log, decider.name, head)
+                fold = frozen.thaw(decider, secret, info.identity, data)
+            except ValueError as error:
+                reason = f"it is damaged: {error}"
+            else:
+                logger.info("starts from a snapshot", position=fold.position)
+                return fold
+        logger.warning("ignored a snapshot", position=head.position, reason=reason)
+    if info.first > 1:
+        raise LogWentBack(
+            f"the log begins at {info.first}, and there is no snapshot of {decider.name} from "
+            "which it can be read on"
+        )
+    return Fold(decider, secret, info.identity)
+
+
+def unusable(head: Head, decider: Decider[Any], info: LogInfo) -> str | None:
+    """Why a snapshot is none to start from, None for a good one; LogWentBack where it shows that
+    the log lost messages."""
+    if head.format != FORMAT:
+        return "it has another format"
+    if head.identity != info.identity:
+        return f"it is of a log that was made {head.identity}"
+    if head.position > info.last:
+        raise LogWentBack(f"the log ends at {info.last}, and a snapshot is of {head.position}")
+    if head.shape != decider.shape:
+        return f"its state has shape {head.shape}, and this release reads {decider.shape}"
+    if head.needed < info.first:
+        return f"it needs the log from {head.needed} on, which begins at {info.first}"
+    return None
+
+
+class Keeper:
+    """Writes the snapshots of one decider, for one session."""
+
+    def __init__(self, log: Log, fold: Fold[Any]) -> None:
+        self._log = log
+        self._fold = fold
+        self._position = 0  # of the last one, whoever wrote it
+        self._next_at = 0.0  # not before that (s, of the loop), whatever is asked
+        self._due_at = _now() + config.SNAPSHOT_EVERY_S
+        self._asked = False
+        self._writing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Hear when one is wanted."""
+        await self._log.listen(subjects.SNAPSHOT_WANTED, self._wanted)
+
+    def look(self) -> None:
+        """Begin to write one if it is time; for a fold that has caught up."""
+        fold, now = self._fold, _now()
+        if fold.position == self._position or now < self._next_at:
+            return
+        many = fold.position - self._position >= config.SNAPSHOT_MESSAGES
+        if (many or self._asked or now >= self._due_at) and self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+            self._writing.add_done_callback(self._written)
+
+    def close(self) -> None:
+        """Begin no further one; one that is not whole does not count."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    async def _write(self) -> None:
+        """Write one, unless another process of this decider has done so lately."""
+        began, asked, self._asked = _now(), self._asked, False
+        try:
+            newest = await self._newest()
+            if newest is None or self._is_old(newest, asked):
+                newest = await self._frozen()
+            self._position = newest.position
+        except (BusError, ValueError) as error:
+            logger.warning("no snapshot was written", reason=str(error))
+        now = _now()
+        pace_s = config.SNAPSHOT_PACE_FACTOR * (now - began)
+        self._next_at = now + max(config.SNAPSHOT_ASKED_S, pace_s)
+        self._due_at = now + config.SNAPSHOT_EVERY_S
+
+    async def _newest(self) -> Head | None:
+        """The newest snapshot from which this release would start."""
+        found = await snapshots.heads(self._log, self._fold.decider.name)
+        return next(
+            (
+                head
+                for head in reversed(found)
+                if (head.format, head.shape, head.identity)
+                == (FORMAT, self._fold.decider.shape, self._fold.identity)
+            ),
+            None,
+        )
+
+    def _is_old(self, newest: Head, asked: bool) -> bool:
+        behind = self._fold.position - newest.position
+        long_ago = now_ms() - newest.time >= config.SNAPSHOT_EVERY_S * 1000
+        return behind > 0 and (asked or long_ago or behind >= config.SNAPSHOT_MESSAGES)
+
+    async def _frozen(self) -> Head:
+        fold = self._fold
+        head = Head(
+            format=FORMAT,
+            shape=fold.decider.shape,
+            identity=fold.identity,
+            position=fold.position,
+            needed=frozen.needed(fold),
+            time=now_ms(),
+        )
+        return await snapshots.write(self._log, fold.decider.name, head, frozen.freeze(fold))
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("writing a snapshot failed", exc_info=error)
+
+    def _wanted(self, _: Record) -> None:
+        self._asked = True
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
