@@ -129,6 +129,7 @@ QUEUE_LOOK_AFTER_S = 30.0  # of a connection, or queue_max: agents come back fir
 QUEUES_LOOKED_MAX = 100  # at a time
 STUCK_SAID_MAX = 500  # requests at a time
 OUTSTANDING_MAX = 200_000  # requests that are looked after at a time
+OUTSTANDING_MS_MAX = 2 * 24 * 3600 * 1000  # queue_max and an action at their longest
 DROPPED_KEPT_MAX = 100_000  # requests of which the server said that it hands them out no more
 DROPPED_KEPT_S = 7 * 24 * 3600.0
 HANDLERS_MAX = 64  # actions that one agent process runs at once
@@ -304,6 +305,7 @@ class Settings(BaseModel):
     queue_max_s: float = Field(
         600.0,
         ge=1,
+        le=24 * 3600,
         description="How long a request waits to be taken by its agent; then it is given up (s).",
     )
     replicas: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = Field(  # a variable is a text

@@ -105,6 +105,7 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
     will answer."""
     message = logged.message
     agents.load.read(logged)
+    agents.outstanding.forget(logged.time)
     if message.kind == "event" and message.source == subjects.HEALTH:
         return ("agent", message.target) if message.target in agents.known else None
     if message.kind == "event" and message.source == subjects.QUEUE:

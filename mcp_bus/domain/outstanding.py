@@ -9,11 +9,14 @@ it is stuck, an observation of `_queue`:
     delivered_too_often  it was handed out DELIVER_MAX times, and the server hands it out no more
     not_answered         it was taken, and its agent is silent, or a day has passed
 
-Whichever stands first, answer or observation, ends the request. Pure; time is the log's, Unix ms.
+Whichever stands first, answer or observation, ends the request; and one that is older than
+OUTSTANDING_MS_MAX when a later message is read is forgotten: a registry that begins with an old log
+gives up nothing of it for which nobody waits. Pure; time is the log's, Unix ms.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -21,7 +24,7 @@ from typing import Annotated
 from pydantic import Field
 
 from mcp_bus import subjects
-from mcp_bus.config import ACTION_S_MAX, OUTSTANDING_MAX
+from mcp_bus.config import ACTION_S_MAX, OUTSTANDING_MAX, OUTSTANDING_MS_MAX
 from mcp_bus.domain.decider import Draft, Logged, event, refusal
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message
@@ -47,6 +50,10 @@ class Outstanding:
     count: int = 0
     # the first position of those that were not added, and the time of the last, for a day
     _beyond: tuple[int, int] | None = field(default=None, compare=False)
+    # whom each was asked of, by position
+    _agents: Annotated[OrderedDict[int, str], Field(exclude=True)] = field(
+        default_factory=OrderedDict
+    )
     # (agent, conversation) -> messageId, or position where there is none -> position
     _told: Annotated[dict[tuple[str, str], dict[str | int, int]], Field(exclude=True)] = field(
         default_factory=dict
@@ -56,6 +63,16 @@ class Outstanding:
         for agent, requests in self.queues.items():
             for position, asked in requests.items():
                 self._tell(agent, position, asked)
+        agents = {position: agent for agent, asked in self.queues.items() for position in asked}
+        self._agents = OrderedDict(sorted(agents.items()))
+
+    def forget(self, time: int) -> None:
+        """What is too old at a log time is looked after no more."""
+        while self._agents:
+            position, agent = next(iter(self._agents.items()))
+            if time - self.queues[agent][position].time < OUTSTANDING_MS_MAX:
+                return
+            self.end(agent, position)
 
     def asked(self, logged: Logged) -> None:
         """Read a request that an agent is to answer."""
@@ -70,6 +87,7 @@ class Outstanding:
         if not self._tell(message.target, logged.position, entry):
             return  # a copy, which the recorder keeps in quarantine
         self.queues.setdefault(message.target, {})[logged.position] = entry
+        self._agents[logged.position] = message.target
         self.count += 1
 
     def first(self) -> int | None:
@@ -101,6 +119,7 @@ class Outstanding:
             del self._told[agent, asked.conversation]
         if not self.queues[agent]:
             del self.queues[agent]
+        del self._agents[position]
         self.count -= 1
 
     def _tell(self, agent: str, position: int, asked: Asked) -> bool:

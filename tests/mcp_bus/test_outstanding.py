@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mcp_bus import subjects
+from mcp_bus.config import OUTSTANDING_MS_MAX
 from mcp_bus.domain import outstanding
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.outstanding import REASONS, Outstanding
@@ -75,7 +76,7 @@ def test_only_what_an_agent_is_to_answer_is_outstanding() -> None:
     assert positions(history) == []
     asked = ask(history)
     history.say(asked)
-    assert len(positions(history)) == known(history).count == 1
+    assert len(positions(history)) == 1
 
 
 def test_without_a_cause_an_answer_counts_if_one_request_fits() -> None:
@@ -182,6 +183,23 @@ def test_a_step_that_is_given_up_fails_with_the_code() -> None:
         failed = history.log[-1].message.payload
         assert (failed["event"], failed["error"]["code"]) == ("ExecutionFailed", reason)
         assert history.say(Message.answer(asked, "echo", {"outputs": {}})) == []
+
+
+def test_what_is_too_old_is_forgotten() -> None:
+    """By the log's time, whoever folds it and whenever; what is found of it later says nothing."""
+    history = with_echo(REGISTRY)
+    ask(history)
+    old = history.log[-1]
+    ask(history, "git")
+    young = history.log[-1]
+    until_ms = old.time + OUTSTANDING_MS_MAX - history.time
+    for after_ms, left in ((until_ms - 1, [old, young]), (1, [young])):
+        history.append(Message.build("event", subjects.HEALTH, "echo", {}), after_ms)
+        assert positions(history) == [logged.position for logged in left]
+    assert history.again(REGISTRY).state.outstanding == known(history) != Outstanding()
+    assert history.stuck(old.position, "not_answered") == []
+    assert history.say(Message.answer(old.message, "echo", {"outputs": {}})) == []
+    assert known(history) == Outstanding()
 
 
 def test_so_many_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
