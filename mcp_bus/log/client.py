@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import nats.aio.client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
 
 from mcp_bus import config
 from mcp_bus.log.records import status_of
@@ -132,6 +132,17 @@ async def settled(client: nats.aio.client.Client) -> None:
 
     Raises TimeoutError, NatsError, OSError.
     """
-    # twice: nats-py's first PING overtakes what still waits to be written
-    await client.flush(int(config.LOG_REQUEST_S))
-    await client.flush(int(config.LOG_REQUEST_S))
+    async with asyncio.timeout(config.LOG_REQUEST_S):
+        # twice: nats-py's first PING overtakes what still waits to be written
+        for _ in range(2):
+            await _answered(client)
+
+
+async def _answered(client: nats.aio.client.Client) -> None:
+    """As nats-py's `flush`, which waits by asyncio.wait_for: that forgets a cancellation which
+    comes with the answer, and has an answer that is late end the reading of the connection."""
+    if not client.is_connected:
+        raise ConnectionClosedError
+    answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    await client._send_ping(answer)
+    await asyncio.shield(answer)

@@ -109,6 +109,7 @@ class Log:
         Raises Refused `forbidden`, Unavailable.
         """
         try:
+            await self.connected(config.LOG_REQUEST_S)
             await settled(self.client)
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"cannot listen to {subject}: {error!r}") from None
@@ -219,8 +220,7 @@ class Log:
         """Say what is still buffered, then close; safe to call twice."""
         try:
             if self.client.is_connected:
-                async with asyncio.timeout(config.LOG_REQUEST_S):
-                    await self.client.flush()
+                await settled(self.client)
         except (TimeoutError, NatsError, OSError):
             pass
         await self.client.close()

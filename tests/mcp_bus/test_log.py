@@ -241,6 +241,26 @@ async def test_one_listener_too_many_does_not_end_the_connection(agents: Log) ->
     assert agents.generation == 0
 
 
+async def test_who_waits_for_the_server_may_be_told_to_stop(agents: Log) -> None:
+    """Also at the moment in which the answer comes; and one that comes late harms nobody."""
+
+    async def stopped(at_once: bool) -> None:
+        waiting = asyncio.create_task(agents.heard_from_here("_INBOX_echo.x"))
+        await asyncio.sleep(0)
+        (answer,) = agents.client._pongs
+        if at_once:
+            waiting.cancel()
+        else:
+            answer.add_done_callback(lambda _: waiting.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    await stopped(at_once=False)
+    await stopped(at_once=True)
+    await agents.heard_from_here("_INBOX_echo.x")
+    assert agents.generation == 0
+
+
 async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
     """At each step of the opening: whoever is told to stop is not connected afterwards."""
     for steps in itertools.count():
