@@ -19,7 +19,15 @@ from nats.errors import Error as NatsError
 
 from mcp_bus import config, subjects
 from mcp_bus.log.client import Listening
-from mcp_bus.log.records import EXPIRED, STATUS, UNDELIVERED, Record, attempts, record_of
+from mcp_bus.log.records import (
+    EXPIRED,
+    NO_HEADERS,
+    UNDELIVERED,
+    Record,
+    attempts,
+    record_of,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
@@ -89,6 +97,7 @@ class Deliveries:
         if self._pulling:
             self._pulling.cancel()
             await asyncio.wait({self._pulling})
+        self._log.off_lost(self._changed)
         if self._listening:
             await self._listening.drain()
             self._listening = None
@@ -110,8 +119,7 @@ class Deliveries:
         self._listening = await self._log.client.hear(inbox, self._arrived)
         while True:
             self._changed.clear()
-            if self._log.generation != self._generation:
-                self._asked, self._generation = 0, self._log.generation
+            self._forget_lost()
             room = self._at_once - self._in_hand - self._asked
             if room > 0 and self._asked * 2 < self._at_once:
                 await self._pull(inbox, room)
@@ -128,6 +136,7 @@ class Deliveries:
         while not await self._log.connected(config.AGENT_PULL_S):
             pass
         self._log.on_lost(self._changed)
+        self._forget_lost()
         request = {"batch": room, "expires": int(config.AGENT_PULL_S * 1e9)}
         try:
             await self._log.client.publish(self._subject, json.dumps(request).encode(), reply=inbox)
@@ -139,13 +148,20 @@ class Deliveries:
         wait_s = config.AGENT_PULL_S + config.AGENT_PULL_GRACE_S
         self._over_at = asyncio.get_running_loop().time() + wait_s
 
+    def _forget_lost(self) -> None:
+        """What was asked for on a connection that is lost."""
+        if self._log.generation != self._generation:
+            self._asked, self._generation = 0, self._log.generation
+
     def _arrived(self, msg: Msg) -> None:
         self._changed.set()
-        if msg.headers and STATUS in msg.headers and not msg.reply.startswith("$JS.ACK"):
-            undelivered = int(msg.headers.get(UNDELIVERED, self._asked))
+        status = status_of(msg)
+        if status is not None:
+            undelivered = int((msg.headers or NO_HEADERS).get(UNDELIVERED, self._asked))
             self._asked = max(0, self._asked - undelivered)
-            self._refused = msg.headers[STATUS] != EXPIRED
+            self._refused = status != EXPIRED
             return
+        delivery = Delivery(self, msg)  # may fail, on what no queue has sent
         self._asked = max(0, self._asked - 1)
         self._in_hand += 1
-        self._handle(Delivery(self, msg))
+        self._handle(delivery)

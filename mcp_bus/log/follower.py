@@ -34,11 +34,11 @@ from mcp_bus.log.records import (
     EMPTIED,
     EXPIRED,
     NO_HEADERS,
-    STATUS,
     UNDELIVERED,
     Record,
     Sequences,
     sequences,
+    status_of,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +76,22 @@ class Follower:
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._end()
+
+    async def _begin(self) -> None:
         self._log.on_lost(self._lost)
         self._inbox = self._log.client.new_inbox()
         self._listening = await self._log.client.hear(self._inbox, self._received_one)
@@ -97,14 +113,8 @@ class Follower:
         self.pending = self._behind = made["num_pending"]
         await self._top_up()
         self._watch = asyncio.create_task(self._watch_connection())
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def _end(self) -> None:
         self._log.off_lost(self._lost)
         if self._watch:
             self._watch.cancel()
@@ -181,8 +191,9 @@ class Follower:
         return Record(position, time_us, msg.subject, msg.data, msg.headers or NO_HEADERS)
 
     def _received_one(self, msg: Msg) -> None:
-        if msg.headers and STATUS in msg.headers and not msg.reply:
-            self._pull_ended(msg.headers)
+        status = status_of(msg)
+        if status is not None:
+            self._pull_ended(status, msg.headers or NO_HEADERS)
             return
         at = sequences(msg.reply)
         self._arrived.append((msg, at))
@@ -190,8 +201,8 @@ class Follower:
         self._asked -= 1
         self._wake.set()
 
-    def _pull_ended(self, headers: Mapping[str, str]) -> None:
-        if headers[STATUS] not in (EXPIRED, EMPTIED):
+    def _pull_ended(self, status: str, headers: Mapping[str, str]) -> None:
+        if status not in (EXPIRED, EMPTIED):
             self._fail(f"the log ended the follower: {dict(headers)}")
         elif self._burst:
             self._asked = 0

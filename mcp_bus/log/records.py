@@ -122,10 +122,12 @@ def record_of(msg: Msg) -> Record:
 
 
 def status_of(msg: Msg) -> str | None:
-    """What the server itself says by a message without content. Of a message that the stream holds
-    it says nothing: a `Status` there is its sender's, and may be anything."""
+    """What the server itself says by a message without content. Of a message that the stream holds,
+    read or handed out by a consumer, it says nothing: a `Status` there is its sender's, and may be
+    anything."""
     headers = msg.headers or NO_HEADERS
-    return None if "Nats-Sequence" in headers else headers.get(STATUS)
+    stored = "Nats-Sequence" in headers or msg.reply.startswith("$JS.ACK.")
+    return None if stored else headers.get(STATUS)
 
 
 def heard(msg: Msg) -> Record:

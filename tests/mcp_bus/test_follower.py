@@ -10,6 +10,7 @@ import pytest
 from mcp_bus import config, log
 from mcp_bus.errors import Unavailable
 from mcp_bus.log import Log, Record
+from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message
 from mcp_bus.subjects import STREAM
 from tests.conftest import Nats
@@ -58,6 +59,17 @@ async def test_a_follower_that_the_server_forgot_says_so(
         await bus.listen(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{follower._name}", lambda _: None)
         with pytest.raises(Unavailable, match="does not answer"):
             await asyncio.wait_for(follower.read(now=True), 5)
+
+
+async def test_a_follower_that_cannot_begin_leaves_nothing(bus: Log) -> None:
+    """The log refuses one consumer too many; what was listened to for it is not heard for ever."""
+    await bus.api(f"STREAM.UPDATE.{STREAM}", stream_config(config.load({})) | {"max_consumers": 1})
+    async with bus.follow(0):
+        known = len(bus.client._subs), len(bus._lost)
+        with pytest.raises(Unavailable, match="maximum consumers"):
+            async with bus.follow(0):
+                pass
+        assert (len(bus.client._subs), len(bus._lost)) == known
 
 
 async def test_a_pace_does_not_hold_up_who_is_far_behind(bus: Log) -> None:
