@@ -1,7 +1,8 @@
 """Queues: what one session of the registry sees of requests that are stuck in an agent's queue.
 
 Each QUEUE_LOOK_S it asks the server about the agents that have a request which is older than
-queue_max and was not known to be taken, and reads which requests the server hands out no more.
+queue_max and was not known to be taken, all at once, and reads which requests the server hands out
+no more; what it read of these outlasts the session.
 What it sees is said at once, for whoever takes a request in between does so in vain; but a queue
 that does not answer holds the session up for QUEUE_LOOK_WAIT_S and no longer. It judges by the
 log's clock, and only after its connection has stood for QUEUE_LOOK_AFTER_S: after an outage every
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 from mcp_bus import config, subjects, telemetry
@@ -27,18 +29,28 @@ _ACTION_MS_MAX = int(config.ACTION_S_MAX * 1000)
 logger = telemetry.logger(__name__)
 
 
-class Queues:
-    """Looks after the outstanding requests of one session; `queue_max_s` is the setting."""
+@dataclass(slots=True)
+class Dropped:
+    """What was read of the requests that the server hands out no more."""
 
-    def __init__(self, queue_max_s: float) -> None:
+    number: int = 0  # the last one read
+    found: set[tuple[str, int]] = field(default_factory=set)  # outstanding: agent and position
+
+
+class Queues:
+    """Looks after the outstanding requests of one session; `queue_max_s` is the setting, `dropped`
+    is handed on from session to session."""
+
+    def __init__(self, queue_max_s: float, dropped: Dropped) -> None:
         self._max_ms = int(queue_max_s * 1000)
         self._after_s = min(queue_max_s, config.QUEUE_LOOK_AFTER_S)
         self._began = self._looked_at = _now()
         self._looking: asyncio.Task[None] | None = None
         self._taken: dict[str, int] = {}  # up to which position an agent's requests were taken
         self._silent: dict[str, float] = {}  # since when an agent is known to be silent
-        self._dropped = 0  # the last one read
-        self._found: dict[tuple[str, int], str] = {}  # agent and position -> why it is stuck
+        self._dropped = dropped
+        # agent and position -> why it is stuck
+        self._found = dict.fromkeys(dropped.found, "delivered_too_often")
 
     async def observed(self, log: Log, agents: Agents, position: int) -> list[Observation]:
         """What is to be said now of a state that was folded up to a position."""
@@ -52,6 +64,7 @@ class Queues:
             self._looking = None
         requests = {key: agents.outstanding.get(*key) for key in self._found}
         self._found = {key: self._found[key] for key, asked in requests.items() if asked}
+        self._dropped.found.intersection_update(self._found)
         return [
             # named by the request alone: two that see it stuck for two reasons say it once
             Observation(
@@ -63,28 +76,28 @@ class Queues:
 
     async def _look(self, log: Log, agents: Agents, position: int) -> None:
         try:
-            await self._read_dropped(log, agents.outstanding, position)
+            async with asyncio.timeout(config.LOG_REQUEST_S):  # the rest is for the next look
+                await self._read_dropped(log, agents.outstanding, position)
+        except TimeoutError:
+            pass
         except Unavailable as error:
             logger.warning("cannot read what the log dropped", reason=error.detail)
         if _now() - self._began < self._after_s:
             return
         self._note_silent(agents)
-        waiting = list(islice(self._to_ask_about(agents.outstanding), config.QUEUES_LOOKED_MAX))
-        for agent in waiting:
-            try:
-                await self._judge(log, agents.outstanding, agent)
-            except Unavailable as error:
-                logger.warning("cannot look at a queue", agent=agent, reason=error.detail)
+        waiting = islice(self._to_ask_about(agents.outstanding), config.QUEUES_LOOKED_MAX)
+        await asyncio.gather(*(self._judge(log, agents.outstanding, agent) for agent in waiting))
 
     async def _read_dropped(self, log: Log, outstanding: Outstanding, position: int) -> None:
         """Take what is said of requests that this fold has read already; the rest is for later."""
         while len(self._found) < config.STUCK_SAID_MAX:
-            dropped = await queues.next_dropped(log, self._dropped)
+            dropped = await queues.next_dropped(log, self._dropped.number)
             if dropped is None or dropped.position > position:
                 return
-            self._dropped = dropped.number
+            self._dropped.number = dropped.number
             if dropped.agent is not None and outstanding.get(dropped.agent, dropped.position):
                 self._found[dropped.agent, dropped.position] = "delivered_too_often"
+                self._dropped.found.add((dropped.agent, dropped.position))
 
     def _to_ask_about(self, outstanding: Outstanding) -> Iterator[str]:
         """Agents with a request that is old, and not known to be in somebody's hands."""
@@ -101,7 +114,11 @@ class Queues:
                     break
 
     async def _judge(self, log: Log, outstanding: Outstanding, agent: str) -> None:
-        taken = await queues.taken(log, agent)
+        try:
+            taken = await queues.taken(log, agent)
+        except Unavailable as error:
+            logger.warning("cannot look at a queue", agent=agent, reason=error.detail)
+            return
         if taken is None:
             return
         self._taken[agent] = taken.position

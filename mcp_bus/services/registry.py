@@ -18,22 +18,22 @@ from mcp_bus.log import Log, Record
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import decider
 from mcp_bus.services.decider import Observation
-from mcp_bus.services.queues import Queues
+from mcp_bus.services.queues import Dropped, Queues
 
 logger = telemetry.logger(__name__)
 
 
 async def run(runtime: Runtime) -> None:
     """Run until cancelled."""
-    queue_max_s = runtime.settings.queue_max_s
-    await decider.run(runtime, REGISTRY, lambda: Beside(queue_max_s))
+    queue_max_s, dropped = runtime.settings.queue_max_s, Dropped()
+    await decider.run(runtime, REGISTRY, lambda: Beside(queue_max_s, dropped))
 
 
 class Beside:
     """Queues and health, for one session."""
 
-    def __init__(self, queue_max_s: float) -> None:
-        self._queues = Queues(queue_max_s)
+    def __init__(self, queue_max_s: float, dropped: Dropped) -> None:
+        self._queues = Queues(queue_max_s, dropped)
         self._opened: set[str] = set()
         self._open_at: dict[str, float] = {}  # when a queue that was not opened is tried again
         self._judge: Judge | None = None

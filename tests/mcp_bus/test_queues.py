@@ -20,7 +20,7 @@ from mcp_bus.log import Log, queues
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.services import queues as queues_of_registry
 from mcp_bus.services import registry
-from mcp_bus.services.queues import Queues
+from mcp_bus.services.queues import Dropped, Queues
 from tests.conftest import SECRET, Nats
 from tests.deliveries import taking
 from tests.mcp_bus.history import History, agent
@@ -215,7 +215,7 @@ async def test_a_look_waits_for_agents_to_come_back(
         request = Message.build("request", "asker", "git", {})
         position = (await services.publish(request)).position
         agents.outstanding.asked(Logged(position, now_ms() - 100_000, request))
-    looks = Queues(60.0)
+    looks = Queues(60.0, Dropped())
 
     async def seen(now: float) -> list[tuple[int, str]]:
         clock[0] = now
@@ -238,7 +238,8 @@ async def test_a_look_waits_for_agents_to_come_back(
 async def test_what_the_server_dropped_waits_for_the_fold(
     services: Log, git: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read once; a registry that has not read the request yet must not pass over it."""
+    """It is read once, whatever sessions there are; a registry that has not read the request yet
+    must not pass over it."""
     clock = [0.0]
     monkeypatch.setattr(queues_of_registry, "_now", lambda: clock[0])
     monkeypatch.setattr(config, "QUEUE_LOOK_WAIT_S", WAIT_S)
@@ -247,7 +248,8 @@ async def test_what_the_server_dropped_waits_for_the_fold(
     for request in requests:
         await services.publish(request)
     await refuse(services, git, "git", 2)
-    agents, looks = Agents(), Queues(600.0)
+    agents, dropped = Agents(), Dropped()
+    looks = Queues(600.0, dropped)
     for position, request in enumerate(requests, 1):
         for known, expected in ((position - 1, []), (position, ["delivered_too_often"])):
             clock[0] += 1
@@ -255,7 +257,12 @@ async def test_what_the_server_dropped_waits_for_the_fold(
                 agents.outstanding.asked(Logged(position, now_ms(), request))
             found = await looks.observed(services, agents, known)
             assert [o.draft.payload["reason"] for o in found] == expected
+        looks = Queues(600.0, dropped)  # of the next session
+        (again,) = await looks.observed(services, agents, known)
+        assert again.draft.payload["reason"] == "delivered_too_often"
         agents.outstanding.end("git", position)
+        assert await looks.observed(services, agents, known) == []
+        assert dropped == Dropped(position)
 
 
 async def test_a_day_is_enough_for_any_action(services: Log, git: Log) -> None:
@@ -269,6 +276,6 @@ async def test_a_day_is_enough_for_any_action(services: Log, git: Log) -> None:
     for age_s, expected in ((ACTION_S_MAX, []), (ACTION_S_MAX + 60, ["not_answered"])):
         agents.outstanding = Outstanding()
         agents.outstanding.asked(Logged(position, now_ms() - int(age_s * 1000) - 1, request))
-        looks = Queues(60.0)
+        looks = Queues(60.0, Dropped())
         await looks._judge(services, agents.outstanding, "git")
         assert list(looks._found.values()) == expected

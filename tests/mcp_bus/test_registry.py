@@ -12,6 +12,7 @@ from mcp_bus.domain.agents import Agents
 from mcp_bus.log import Log, queues
 from mcp_bus.log.stream import stream_config
 from mcp_bus.services import registry
+from mcp_bus.services.queues import Dropped
 from mcp_bus.services.registry import Beside
 from mcp_bus.subjects import STREAM
 from tests.conftest import Nats
@@ -32,7 +33,10 @@ async def test_a_queue_that_the_log_refuses_is_opened_later(
     monkeypatch.setattr(registry, "_now", lambda: clock[0])
     full = stream_config(config.load({})) | {"max_consumers": 1}
     await bus.api(f"STREAM.UPDATE.{STREAM}", full)
-    beside, agents = Beside(600.0), Agents(since=dict.fromkeys(("one", "two", "three"), 0))
+    beside, agents = (
+        Beside(600.0, Dropped()),
+        Agents(since=dict.fromkeys(("one", "two", "three"), 0)),
+    )
 
     async def opened() -> list[bool]:
         await beside(bus, agents, 0)
