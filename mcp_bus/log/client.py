@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import nats.aio.client
 from nats.aio.msg import Msg
@@ -21,6 +22,7 @@ from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 
 from mcp_bus import config
+from mcp_bus.errors import Unavailable
 from mcp_bus.log.records import status_of
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,18 @@ FORBIDDEN = re.compile(
 class Client(nats.aio.client.Client):
     """One connection; see the module's docstring."""
 
+    async def subscribe(self, *args: Any, **more: Any) -> Subscription:
+        """As nats-py's; Unavailable `busy` for one that the server would refuse."""
+        if len(self._subs) >= config.SUBSCRIPTIONS_MAX:
+            raise Unavailable(
+                f"this connection listens to {config.SUBSCRIPTIONS_MAX} subjects already",
+                code="busy",
+            )
+        return await super().subscribe(*args, **more)
+
     async def hear(self, subject: str, handle: Callable[[Msg], None]) -> Listening:
-        """Call `handle` for each message; none is dropped, and none waits for another's."""
+        """Call `handle` for each message; none is dropped, and none waits for another's. Raises
+        Unavailable `busy` beyond SUBSCRIPTIONS_MAX."""
         subscription = await self.subscribe(subject, pending_msgs_limit=-1, pending_bytes_limit=-1)
         subscription._pending_queue = _Handed(handle)
         return Listening(subscription)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from nats.aio.client import Client as NatsClient
 
 from mcp_bus import config, log
 from mcp_bus.config import DELIVER_MAX
@@ -234,11 +235,20 @@ async def test_a_listener_that_fails_ends_nothing(bus: Log) -> None:
 
 
 async def test_one_listener_too_many_does_not_end_the_connection(agents: Log) -> None:
-    """The server refuses it and goes on; connecting again would bring it back, again and again."""
-    for _ in range(config.SUBSCRIPTIONS_MAX + 5):
+    """It is refused here; the server would refuse it too, unheard by who listens, and go on."""
+    listening = [await agents.listen("_INBOX_echo.x", lambda _: None)]
+    while len(agents.client._subs) < config.SUBSCRIPTIONS_MAX:
+        listening.append(await agents.listen("_INBOX_echo.x", lambda _: None))
+    with pytest.raises(Unavailable, match="listens to 1000") as busy:
         await agents.listen("_INBOX_echo.x", lambda _: None)
+    assert busy.value.code == "busy"
+    await agents.heard_from_here("_INBOX_echo.x")
+    await NatsClient.subscribe(agents.client, "_INBOX_echo.x")
     await agents.heard_from_here("_INBOX_echo.x")
     assert agents.generation == 0
+    await listening.pop().stop()
+    await listening.pop().stop()
+    await agents.listen("_INBOX_echo.x", lambda _: None)
 
 
 async def test_who_waits_for_the_server_may_be_told_to_stop(agents: Log) -> None:
