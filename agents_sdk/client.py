@@ -26,7 +26,14 @@ from agents_sdk.signals import Signals
 from agents_sdk.subscription import Subscription
 from agents_sdk.tokens import Place, Tokens
 from mcp_bus import config, log, subjects
-from mcp_bus.config import ANSWER_BYTES_MAX, EXECUTION_S, READ_PAGE_MAX, REQUEST_S
+from mcp_bus.config import (
+    ANSWER_BYTES_MAX,
+    EXECUTION_S,
+    LOOK_AGAIN_S,
+    LOOK_TRIES_MAX,
+    READ_PAGE_MAX,
+    REQUEST_S,
+)
 from mcp_bus.errors import BusError, Refused, SettingsError, Unavailable
 from mcp_bus.messages import Kind, Message, dumps, loads, now_ms
 
@@ -238,11 +245,18 @@ class Bus:
         return (await self.read(subject, after)).records
 
     async def _outputs(self, subject: str, asked: dict[str, Any]) -> Any:
-        """What one who serves a subject answers; raises BusError: the answer's, or Unavailable."""
-        answer = loads(await self.log.question(subject, dumps(asked)), ANSWER_BYTES_MAX)
-        if "error" in answer:
-            raise BusError.from_json(answer["error"])
-        return answer["outputs"]
+        """What one who serves a subject answers; one who is busy is asked again, each time later.
+        Raises BusError: the answer's, or Unavailable."""
+        tries = 0
+        while True:
+            answer = loads(await self.log.question(subject, dumps(asked)), ANSWER_BYTES_MAX)
+            if "error" not in answer:
+                return answer["outputs"]
+            tries += 1
+            error = BusError.from_json(answer["error"])
+            if error.code != "busy" or tries == LOOK_TRIES_MAX:
+                raise error
+            await asyncio.sleep(LOOK_AGAIN_S * tries)
 
     async def publish(
         self, target: str, payload: dict[str, Any], *, correlation_id: str | None = None

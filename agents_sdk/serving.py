@@ -29,8 +29,7 @@ from mcp_bus.config import (
     CANCELS_KEPT_MAX,
     IN_PROGRESS_EVERY_S,
     LOOK_AFTER_S,
-    LOOK_AGAIN_S,
-    LOOK_TRIES_MAX,
+    LOOKS_MAX,
 )
 from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.faults import Faults
@@ -66,6 +65,7 @@ class Serving:
         # by source and messageId: what can be cancelled, and what was, the latest ones
         self._acting: dict[tuple[str, str], tuple[asyncio.Timeout, Context]] = {}
         self._cancelled: dict[tuple[str, str], None] = {}
+        self._looking = asyncio.Semaphore(LOOKS_MAX)
         bus.signals.on_cancel = self._cancel
 
     @property
@@ -156,15 +156,12 @@ class Serving:
         record, again = delivery.record, delivery.attempt > 1
         if not again and now_ms() - record.time < LOOK_AFTER_S * 1000:
             return False
-        for tries in range(1, LOOK_TRIES_MAX + 1):
+        async with self._looking:
             try:
                 return await self._bus.is_answered(record.position, by_registry=not again)
             except BusError as error:
-                if error.code != "busy" or tries == LOOK_TRIES_MAX:
-                    logger.info("position %d may be answered already: %s", record.position, error)
-                    return False
-            await asyncio.sleep(LOOK_AGAIN_S * tries)
-        return False
+                logger.info("position %d may be answered already: %s", record.position, error)
+                return False
 
     async def _payload(
         self, request: Message, context: Context, again: bool, where: str

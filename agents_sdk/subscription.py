@@ -98,17 +98,13 @@ class Subscription:
 
     async def _begin_here(self) -> None:
         """After the log's last message: what is stored later is heard already."""
-        for tries in range(1, config.LOOK_TRIES_MAX + 1):
-            try:
-                last = await self._bus.last_position(self._subject)
-                break
-            except BusError as error:
-                if not error.retryable:
-                    raise
-                if error.code != "busy" or tries == config.LOOK_TRIES_MAX:
-                    logger.info("%s is only heard live: %s", self._subject, error)
-                    return
-            await asyncio.sleep(config.LOOK_AGAIN_S * tries)
+        try:
+            last = await self._bus.last_position(self._subject)
+        except BusError as error:
+            if not error.retryable:
+                raise
+            logger.info("%s is only heard live: %s", self._subject, error)
+            return
         self._seen = max(self._seen, last)
         self.position = self._ready[0][0] - 1 if self._ready else last
 
@@ -165,7 +161,7 @@ class Subscription:
         until, wait_s = clock() + config.SUBSCRIPTION_RECOVER_S, config.RECONNECT_WAIT_S
         while not self._stopped:
             try:
-                if not await channel.connected(until - clock()):
+                if not await channel.connected(min(until - clock(), wait_s)):
                     raise Unavailable("there is no connection to the log")
                 self._generation = channel.generation
                 channel.on_lost(self._changed)

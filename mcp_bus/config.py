@@ -121,6 +121,7 @@ DELIVER_MAX = 5
 ACK_PENDING_MAX = 10_000
 LOOK_AGAIN_S = 0.2  # a bus that is busy is asked again, each time later
 LOOK_TRIES_MAX = 5
+LOOKS_MAX = 8  # of one process at a time; QUERIES_EACH_MAX are answered to all of its id
 LOOK_AFTER_S = 1.0  # a request that waited so long may be given up: it is looked up first
 QUEUE_OPEN_AGAIN_S = 5.0  # a queue that the log did not open
 QUEUE_LOOK_S = 1.0  # for requests that are stuck in an agent's queue

@@ -159,6 +159,16 @@ async def test_a_bus_that_nobody_reads_is_heard_live(
     assert await client.publish("topic", {"event": "Happened"}) == 4
 
 
+async def test_who_reads_without_a_connection_may_stop(services: Log, client: Bus) -> None:
+    """At once, not when the time for reading is up."""
+    async with client.subscribe(after=0) as messages:
+        await client.log.client.close()
+        reading = asyncio.create_task(anext(messages))
+        await asyncio.sleep(0)
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(reading, 10)
+
+
 async def test_what_cannot_be_read_is_told(client: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """After SUBSCRIPTION_RECOVER_S, with what it was."""
     monkeypatch.setattr(config, "SUBSCRIPTION_RECOVER_S", 0.5)
