@@ -170,6 +170,7 @@ MCP_LISTEN_AGAIN_S = 5.0  # a server that stopped to tell of changes is asked to
 MCP_HTTP_S = 30.0  # to reach a server, to send, and for a good-bye
 RECOVER_AFTER_S = 1.0  # a silent question looks into the log after this, and each time later
 RECOVER_AFTER_S_MAX = 4.0
+RECOVER_PAGES_MAX = 20  # that one look reads
 READ_PAGE_MAX = 500  # messages of the log that one question to the bus reads
 READ_BYTES_MAX = 200_000  # of all but the last; as text in an answer each may take twice as much
 READ_ANSWERS_BYTES_MAX = 16 * 1024 * 1024  # that one look for the answer to a request passes

@@ -7,13 +7,14 @@ agent that was asked; without a causationId only if one such question is outstan
 from the registry counts for everybody: it answers for those who cannot. All else is ignored.
 
 What is heard live can be missed: with the connection, or with the server that stored the answer. So
-a question that stays silent looks into the log.
+while questions stay silent, one look into the log after the other is for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ class Answer:
 class _Question:
     message: Message
     answered: asyncio.Future[Answer]
-    position: int = 0  # where the question stands, 0 while that is not known
+    position: int  # where the question stands; until that is known, one before it
+    look_at: float = math.inf  # when it was silent for so long that it is looked for (s)
+    look_s: float = 0.0
 
 
 class Asker:
@@ -59,6 +62,9 @@ class Asker:
         self._read = read
         self._questions: dict[str, _Question] = {}
         self._listening: Listening | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._asked = 0  # the position of the last question
+        self._looked = 0  # the position up to which the log was looked through
 
     async def start(self) -> None:
         """Begin to hear answers; before the first `ask`."""
@@ -67,6 +73,8 @@ class Asker:
         )
 
     async def stop(self) -> None:
+        if self._looking:
+            self._looking.cancel()
         if self._listening:
             await self._listening.stop()
 
@@ -80,48 +88,60 @@ class Asker:
         if message_id is None or message.metadata.reply_to != self.instance:
             raise BusError("a question needs a messageId and the asker's replyTo")
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        question = self._questions[message_id] = _Question(message, answered)
+        question = self._questions[message_id] = _Question(message, answered, self._asked)
         try:
             published: Published = await self._log.publish(message)
             question.position = published.position
+            self._asked = max(self._asked, published.position)
             return await self._wait(question, timeout_s)
         finally:
             del self._questions[message_id]
 
     async def _wait(self, question: _Question, timeout_s: float) -> Answer:
-        """While it is silent, look into the log, each time later."""
-        loop = asyncio.get_running_loop()
-        until, look_s = loop.time() + timeout_s, config.RECOVER_AFTER_S
-        looked, looking = question.position, None
+        question.look_s = config.RECOVER_AFTER_S
+        question.look_at = _now() + question.look_s
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_for_silent())
         try:
-            while (left := until - loop.time()) > 0:
-                done, _ = await asyncio.wait({question.answered}, timeout=min(left, look_s))
-                if done:
-                    return question.answered.result()
-                look_s = min(look_s * 2, config.RECOVER_AFTER_S_MAX)
-                if looking is None or looking.done():
-                    looked = looked if looking is None else looking.result()
-                    looking = asyncio.create_task(self._look(looked))
-        finally:
-            if looking is not None:
-                looking.cancel()
-        raise Unavailable(
-            f"{question.message.target} did not answer within {timeout_s:g} s",
-            code="answer_timeout",
-            details={"position": question.position},
-        )
+            async with asyncio.timeout(timeout_s):
+                return await question.answered
+        except TimeoutError:
+            raise Unavailable(
+                f"{question.message.target} did not answer within {timeout_s:g} s",
+                code="answer_timeout",
+                details={"position": question.position},
+            ) from None
 
-    async def _look(self, after: int) -> int:
-        """Take a page of answers that are stored after a position; where it ends."""
+    async def _look_for_silent(self) -> None:
+        """While there are questions: look for those that are silent, each time later."""
+        while self._questions:
+            now = _now()
+            silent = [q for q in self._questions.values() if q.look_at <= now]
+            if not silent:
+                first = min(q.look_at for q in self._questions.values())
+                await asyncio.sleep(min(first - now, config.RECOVER_AFTER_S))
+                continue
+            await self._look(silent)
+            for question in silent:
+                question.look_s = min(question.look_s * 2, config.RECOVER_AFTER_S_MAX)
+                question.look_at = _now() + question.look_s
+
+    async def _look(self, silent: list[_Question]) -> None:
+        """Take what is stored of the answers to any question and was not looked through before,
+        until these have theirs."""
         wanted = f"mcp.response.*.{self.source}.{self.instance}"
-        try:
-            found = await self._read(wanted, after)
-        except BusError as error:
-            logger.debug("cannot look for answers: %s", error)
-            return after
-        for record in found:
-            self._consider(record)
-        return found[-1].position if found else after
+        after = max(self._looked, min(q.position for q in self._questions.values()))
+        for _ in range(config.RECOVER_PAGES_MAX):
+            try:
+                found = await self._read(wanted, after)
+            except BusError as error:
+                logger.debug("cannot look for answers: %s", error)
+                return
+            for record in found:
+                self._consider(record)
+                self._looked = after = record.position
+            if not found or all(question.answered.done() for question in silent):
+                return
 
     def _heard(self, record: Record) -> None:
         stored = republished(record)
@@ -144,3 +164,7 @@ class Asker:
             return [found] if found and belongs(answer, found.message) else []
         fitting = [q for q in self._questions.values() if belongs(answer, q.message)]
         return fitting if len(fitting) == 1 else []
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

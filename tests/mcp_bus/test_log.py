@@ -14,13 +14,13 @@ from nats.aio.client import Client as NatsClient
 from mcp_bus import config, log
 from mcp_bus.config import DELIVER_MAX
 from mcp_bus.errors import BusError, Unavailable
-from mcp_bus.log import Asker, FencedPublisher, Log, Output, Record, queues
+from mcp_bus.log import FencedPublisher, Log, Output, Record, queues
 from mcp_bus.log.queues import Dropped
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE, BATCHES_TOO_MANY
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message, parse
 from mcp_bus.subjects import STREAM
-from tests.conftest import Nats, nothing_missed
+from tests.conftest import Nats
 from tests.deliveries import taking
 
 
@@ -282,67 +282,6 @@ async def test_a_connection_gives_up_whatever_it_is_doing(nats: Nats) -> None:
         with pytest.raises(asyncio.CancelledError):
             await opening
     await opening.result().close()
-
-
-async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, me: Log) -> None:
-    """Two processes of one id each get the answers to their own questions."""
-    askers = [Asker(me, "me", nothing_missed) for _ in range(2)]
-    for asker in askers:
-        await asker.start()
-    await bus.open_queue("echo", after=0)
-
-    async def answer() -> None:
-        async with taking(agents, "echo", 4) as queue:
-            while True:
-                delivery = await queue.get()
-                asked = parse(delivery.record.data, delivery.record.subject)
-                await agents.publish(Message.answer(asked, "echo", {"outputs": asked.payload}))
-                await delivery.ack()
-
-    answering = asyncio.create_task(answer())
-    asked = [
-        asker.ask(Message.build("request", "me", "echo", {"n": n}, reply_to=asker.instance), 10)
-        for n, asker in enumerate(askers)
-    ]
-    answers = await asyncio.gather(*asked)
-    answering.cancel()
-    assert [a.message.payload["outputs"]["n"] for a in answers] == [0, 1]
-    assert all(a.position > 0 for a in answers)
-
-
-async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, me: Log) -> None:
-    """Another source, another cause, another conversation, a message that was never stored."""
-    asker = Asker(me, "me", nothing_missed)
-    await asker.start()
-    question = Message.build("request", "me", "echo", {}, reply_to=asker.instance)
-    asking = asyncio.ensure_future(asker.ask(question, 10))
-    async with bus.follow(0) as follower:
-        await follower.read()  # the question is in the log
-    good = {"outputs": {"good": True}}
-    stranger = question.metadata.model_copy(update={"correlation_id": "other"})
-    moved = question.model_copy(
-        update={"context": question.context.model_copy(update={"metadata": stranger})}
-    )
-    for forged in (
-        Message.answer(question, "mallory", good),
-        Message.answer(moved, "echo", good),
-    ):
-        await bus.publish(forged)
-    unstored = Message.answer(question, "echo", {"outputs": {"good": False}})
-    await bus.tell("out." + unstored.subject.removeprefix("mcp."), unstored.encode())
-    await bus.publish(Message.answer(question, "echo", good))
-    assert (await asking).message.payload == good
-
-
-async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
-    """answer_timeout, with the position of the question."""
-    asker = Asker(me, "me", nothing_missed)
-    await asker.start()
-    question = Message.build("request", "me", "nobody", {}, reply_to=asker.instance)
-    with pytest.raises(Unavailable) as caught:
-        await asker.ask(question, 0.2)
-    assert caught.value.code == "answer_timeout"
-    assert caught.value.details == {"position": 1}
 
 
 @pytest.mark.parametrize(
