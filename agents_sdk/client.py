@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 from opentelemetry.trace import SpanKind
 
-from agents_sdk import executions, streaming, tracing
+from agents_sdk import streaming, tracing
 from agents_sdk.context import in_hand
+from agents_sdk.executions import Executions
 from agents_sdk.signals import Signals
 from agents_sdk.subscription import Subscription
 from agents_sdk.tokens import Place, Tokens
@@ -121,6 +122,7 @@ class Bus:
         self._renewing = asyncio.create_task(tokens.keep(channel))
         self._asker = log.Asker(channel, id, self._answers)
         self.signals = Signals(channel, id)
+        self._executions = Executions(self)
         self._subscriptions: set[Subscription] = set()
 
     async def start(self) -> None:
@@ -197,7 +199,7 @@ class Bus:
             wanted["version"] = version
         with tracing.sending("run_workflow", subjects.WORKFLOWS, workflow=id):
             command = await self._question(subjects.WORKFLOWS, "execute", wanted, timeout, None)
-            return await executions.run(self, command, timeout)
+            return await self._executions.run(command, timeout)
 
     async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
         """The agents that fit, by id, each with `live`; `wanted` are the parameters of

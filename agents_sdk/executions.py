@@ -2,8 +2,9 @@
 
 The execution's id is that of the command, so its end is listened for before it is asked for, and a
 quick one cannot end unheard; a lost connection loses nothing (subscription.py). The fact that ends
-it names as its cause the last answer, which holds the outputs. Never: an execution that was started
-and is not named when the wait fails.
+it names as its cause the last answer, which holds the outputs. All that one Bus waits for is heard
+by one listener, so that each message is read once. Never: an execution that was started and is not
+named when the wait fails.
 """
 
 from __future__ import annotations
@@ -23,45 +24,90 @@ from mcp_bus.messages import Message
 if TYPE_CHECKING:
     from agents_sdk.client import Bus
 
-
-async def run(bus: Bus, command: Message, timeout_s: float) -> dict[str, Any]:
-    """See Bus.run_workflow; `command` is the request `execute`."""
-    execution = command.metadata.message_id or ""
-    async with _heard(bus, execution) as heard:
-        try:
-            async with asyncio.timeout(timeout_s):
-                # longer than the wait around it, which is the one that tells the execution
-                outputs_in(await bus._answer(command, timeout_s + REQUEST_S))
-                return await heard.end()
-        except TimeoutError:
-            raise Unavailable(
-                f"execution {execution} did not end within {timeout_s:g} s, and runs on",
-                code="answer_timeout",
-                details={"executionId": execution},
-            ) from None
+ENDS = ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed")
 
 
-@contextlib.asynccontextmanager
-async def _heard(bus: Bus, execution: str) -> AsyncIterator[_Heard]:
-    """What is heard of an execution from here on."""
-    heard = _Heard(execution)
-    async with contextlib.AsyncExitStack() as leaving:
-        for messages in (
-            bus.subscribe(subjects.WORKFLOWS, execution),
-            bus.subscribe(target=subjects.WORKFLOWS, kind="response"),
-        ):
+class Executions:
+    """Those that one Bus waits for; while there are any, it hears of them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waited: dict[str, _Heard] = {}
+        self._changing = asyncio.Lock()
+        self._listening: contextlib.AsyncExitStack | None = None
+        self._failed = False
+
+    async def run(self, command: Message, timeout_s: float) -> dict[str, Any]:
+        """See Bus.run_workflow; `command` is the request `execute`."""
+        execution = command.metadata.message_id or ""
+        async with self._hearing(execution) as heard:
             try:
-                await leaving.enter_async_context(messages)
-            except Refused:
-                raise Refused(
-                    f"{bus.id} may not hear how an execution ends, and nothing was started: that "
-                    'needs a role that may bus:listen. Start it by request("workflows", "execute", '
-                    '{"workflowId": …, "inputs": …}), and ask the gateway: GET /executions/{id}',
-                    code="forbidden",
+                async with asyncio.timeout(timeout_s):
+                    # longer than the wait around it, which is the one that tells the execution
+                    outputs_in(await self._bus._answer(command, timeout_s + REQUEST_S))
+                    return await heard.end()
+            except TimeoutError:
+                raise Unavailable(
+                    f"execution {execution} did not end within {timeout_s:g} s, and runs on",
+                    code="answer_timeout",
+                    details={"executionId": execution},
                 ) from None
-            reading = asyncio.create_task(heard.read(messages))
-            leaving.callback(reading.cancel)
-        yield heard
+
+    @contextlib.asynccontextmanager
+    async def _hearing(self, execution: str) -> AsyncIterator[_Heard]:
+        """What is heard of an execution from here on."""
+        heard = self._waited[execution] = _Heard(execution)
+        try:
+            async with self._changing:
+                if self._listening is None or self._failed:
+                    await self._end()
+                    await self._begin()
+            yield heard
+        finally:
+            del self._waited[execution]
+            async with self._changing:
+                if not self._waited:
+                    await self._end()
+
+    async def _begin(self) -> None:
+        async with contextlib.AsyncExitStack() as leaving:
+            for messages in (
+                self._bus.subscribe(subjects.WORKFLOWS),
+                self._bus.subscribe(target=subjects.WORKFLOWS, kind="response"),
+            ):
+                try:
+                    await leaving.enter_async_context(messages)
+                except Refused:
+                    raise Refused(
+                        f"{self._bus.id} may not hear how an execution ends, and nothing was "
+                        "started: that needs a role that may bus:listen. Start it by "
+                        'request("workflows", "execute", {"workflowId": …, "inputs": …}), and ask '
+                        "the gateway: GET /executions/{id}",
+                        code="forbidden",
+                    ) from None
+                leaving.callback(asyncio.create_task(self._read(messages)).cancel)
+            self._failed = False
+            self._listening = leaving.pop_all()
+
+    async def _end(self) -> None:
+        if self._listening is not None:
+            listening, self._listening = self._listening, None
+            await listening.aclose()
+
+    async def _read(self, messages: Subscription) -> None:
+        """Take what is about an execution that is waited for, until cancelled."""
+        try:
+            async for message in messages:
+                about = message.target
+                if message.kind == "response":
+                    about = message.metadata.correlation_id
+                if about in self._waited:
+                    self._waited[about].take(message)
+            raise Unavailable("the bus was closed")
+        except BusError as error:
+            self._failed = True
+            for heard in self._waited.values():
+                heard.fail(error)
 
 
 class _Heard:
@@ -74,15 +120,24 @@ class _Heard:
         self._end: Message | None = None
         self._failed: BusError | None = None
 
-    async def read(self, messages: Subscription) -> None:
-        """Take what is about the execution, until cancelled."""
-        try:
-            async for message in messages:
-                if message.metadata.correlation_id == self._execution:
-                    self._take(message)
-            raise Unavailable("the bus was closed")
-        except BusError as error:
-            self._failed = error
+    def take(self, message: Message) -> None:
+        """An answer to a step, or a fact about it."""
+        if message.kind == "response":
+            self._answers[message.metadata.message_id] = message
+            if len(self._answers) > ANSWERS_HEARD_MAX:
+                del self._answers[next(iter(self._answers))]
+        elif _event(message) in ENDS:
+            self._end = message
+        self._changed.set()
+
+    def fail(self, error: BusError) -> None:
+        """Nothing more will be heard."""
+        self._failed = BusError(
+            error.detail,
+            code=error.code,
+            retryable=error.retryable,
+            details={"executionId": self._execution},
+        )
         self._changed.set()
 
     async def end(self) -> dict[str, Any]:
@@ -93,20 +148,10 @@ class _Heard:
         """
         while (outputs := self._outputs()) is None:
             if self._failed is not None:
-                self._failed.details = {"executionId": self._execution}
                 raise self._failed
             self._changed.clear()
             await self._changed.wait()
         return outputs
-
-    def _take(self, message: Message) -> None:
-        if message.kind == "response":
-            self._answers[message.metadata.message_id] = message
-            if len(self._answers) > ANSWERS_HEARD_MAX:
-                del self._answers[next(iter(self._answers))]
-        elif _event(message) in ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed"):
-            self._end = message
-        self._changed.set()
 
     def _outputs(self) -> dict[str, Any] | None:
         if self._end is None:

@@ -77,6 +77,35 @@ async def test_an_execution_that_is_waited_for_in_vain_is_named(client: Bus) -> 
     assert (await client.next_timer()).target == late.value.details["executionId"]
 
 
+async def test_all_that_are_waited_for_are_heard_by_one_listener(client: Bus) -> None:
+    """Each gets its own end; when the last one has it, nothing is heard any more."""
+    before = len(client._subscriptions)
+    waiting = [asyncio.create_task(client.run_workflow("waits")) for _ in range(3)]
+    running = [client.run_workflow("two", {"n": n}) for n in range(10)]
+    assert await asyncio.gather(*running) == [{"result": n + 2} for n in range(10)]
+    assert len(client._subscriptions) == before + 2
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert len(client._subscriptions) == before
+    assert await client.run_workflow("two", {"n": 1}) == {"result": 3}
+
+
+async def test_who_closes_its_bus_is_told_what_runs_on(mcp_bus_started: Started) -> None:
+    """Each wait ends, with the execution that it was for."""
+    async with (
+        fake_agent("worker", work=work, wait=never()) as agent,
+        opened(mcp_bus_started) as client,
+    ):
+        await client.define({"id": "waits", "name": "waits", "steps": WORKFLOWS["waits"]})
+        waiting = [asyncio.create_task(client.run_workflow("waits")) for _ in range(2)]
+        calls = await agent.called(2)
+    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [str(error) for error in done] == ["the bus was closed"] * 2
+    told = {error.details["executionId"] for error in done if isinstance(error, BusError)}
+    assert len(told) == len(calls) == 2
+
+
 async def test_a_lost_connection_loses_no_end(client: Bus) -> None:
     """What ended while nobody could hear it is read from the log."""
     gone = asyncio.Event()
