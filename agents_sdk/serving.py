@@ -23,6 +23,7 @@ from agents_sdk import tracing
 from agents_sdk.actions import INPUTS, Action, ActionError
 from agents_sdk.client import Bus
 from agents_sdk.context import Context, in_hand
+from agents_sdk.given_up import GivenUp
 from agents_sdk.micro import Counts
 from mcp_bus.config import (
     ANSWERED_KEPT_MAX,
@@ -65,6 +66,7 @@ class Serving:
         # by source and messageId: what can be cancelled, and what was, the latest ones
         self._acting: dict[tuple[str, str], tuple[asyncio.Timeout, Context]] = {}
         self._cancelled: dict[tuple[str, str], None] = {}
+        self._given_up = GivenUp(bus)
         self._looking = asyncio.Semaphore(LOOKS_MAX)
         bus.signals.on_cancel = self._cancel
 
@@ -154,8 +156,12 @@ class Serving:
         or from the registry, which gives up what nobody takes. Where nobody can say, it does not.
         """
         record, again = delivery.record, delivery.attempt > 1
-        if not again and now_ms() - record.time < LOOK_AFTER_S * 1000:
-            return False
+        if record.position in self._given_up:
+            return True
+        if not again:
+            young = now_ms() - record.time < LOOK_AFTER_S * 1000
+            if young or await self._given_up.would_hold(record.position):
+                return False
         async with self._looking:
             try:
                 return await self._bus.is_answered(record.position, by_registry=not again)

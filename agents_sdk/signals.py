@@ -32,6 +32,8 @@ class Signals:
     def __init__(self, channel: log.Log, id: str) -> None:
         # an agent's process puts its own here: (source, requestId) of a Cancel
         self.on_cancel: Callable[[str, str], None] = lambda source, request_id: None
+        # and this: the position of a request that the registry has given up
+        self.on_given_up: Callable[[int], None] = lambda position: None
         self._log = channel
         self._id = id
         self._questions: dict[str, tuple[Message, Handle]] = {}
@@ -95,8 +97,11 @@ class Signals:
             message = parse(stored.data, stored.subject)
         except MessageError:
             return  # stored, and kept in quarantine by the recorder
-        payload = message.payload
-        request_id = payload.get("requestId") if isinstance(payload, dict) else None
+        payload = message.payload if isinstance(message.payload, dict) else {}
+        if message.source == subjects.REGISTRY and payload.get("event") == "RequestGivenUp":
+            self.on_given_up(payload["requestPosition"])
+            return
+        request_id = payload.get("requestId")
         if not isinstance(request_id, str):
             return
         if payload.get("event") == "Cancel":

@@ -148,6 +148,7 @@ REGISTER_RETRY_S = 0.5  # a command that nobody answered yet is asked again, eac
 REGISTER_RETRY_S_MAX = 15.0
 ACTION_S_MAX = 24 * 3600.0  # as long as the longest step may wait
 ANSWERED_KEPT_MAX = 4096  # requests that an agent knows to have answered
+GIVEN_UP_KEPT_MAX = 4096  # and that it heard to be given up
 PARTIALS_MAX = 10_000  # parts of one answer
 PARTIALS_BYTES_MAX = 2 * MESSAGE_BYTES_MAX  # that a client takes live; the answer has all of them
 ANSWERS_HEARD_MAX = 16  # to the steps of an execution that a client waits for; the last counts

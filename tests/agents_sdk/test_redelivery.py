@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents_sdk import Agent, Bus, BusError, connect, serving
 from agents_sdk.serving import answer_id
-from mcp_bus import log
+from mcp_bus import config, log
 from mcp_bus.log import Delivery
 from mcp_bus.messages import Message, parse
-from mcp_bus.services import reader
-from tests.conftest import Nats
+from mcp_bus.services import reader, registry
+from tests.conftest import SECRET, Nats
+from tests.services import running
 
 
 def payer(bus: Nats, paid: list[int]) -> Agent:
@@ -159,3 +161,41 @@ async def answers(bus: Nats) -> list[Any]:
         after = record.position
     await services.close()
     return found
+
+
+async def test_what_is_given_up_is_heard(
+    nats: Nats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy process runs none of what waited too long, whatever its clock says, and needs nobody
+    who reads the log for it; it asks about the first of the rest, and how far it must ask."""
+    monkeypatch.setattr(serving, "now_ms", lambda: 0)
+    finish, numbers = asyncio.Event(), []
+    agent = Agent("slow", url=nats.agent("slow"), max_concurrency=1)
+
+    @agent.action
+    async def work(n: int) -> int:
+        numbers.append(n)
+        await finish.wait()
+        return n
+
+    settings = config.load({}, data_dir=tmp_path, nats=nats.services, secret=SECRET, queue_max_s=1)
+    services = await log.connect(nats.services, name="test")
+    async with (
+        running(settings, "registry", registry.run),
+        agent,
+        connect(nats.agent("client", "developer")) as client,
+    ):
+        waiting = [asyncio.create_task(client.request("slow", "work", {"n": n})) for n in range(4)]
+        done = await asyncio.gather(*waiting[1:], return_exceptions=True)
+        assert [error.code for error in done if isinstance(error, BusError)] == ["not_taken"] * 3
+        finish.set()
+        assert await waiting[0] == {"result": 0}
+        asked: list[log.Record] = []
+        await services.listen("bus.read.slow", asked.append)
+        await reader.serve(services)
+        monkeypatch.setattr(serving, "now_ms", lambda: 2**53)
+        for n in range(4, 8):
+            assert await client.request("slow", "work", {"n": n}) == {"result": n}
+    await services.close()
+    assert numbers == [0, 4, 5, 6, 7]
+    assert len(asked) == 2
