@@ -25,6 +25,7 @@ from tests.mcp_bus.history import History
 @pytest.fixture(autouse=True)
 def every_history_goes_on_from_a_snapshot() -> Iterator[None]:
     """Of each history that a test of this folder makes, at every position."""
+    History.made.clear()  # by tests of other folders, which write what no decider has said
     yield
     histories, History.made[:] = list(History.made), []
     for history in histories:
