@@ -11,8 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from mcp_bus import config, log
+from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.decider import Logged
 from mcp_bus.errors import OutcomeUnknown
 from mcp_bus.messages import Message
+from mcp_bus.services.queues import Dropped, Queues
 from tests.conftest import Engines, Nats
 
 
@@ -63,4 +66,20 @@ async def test_a_publish_without_an_answer_is_of_unknown_outcome(
     monkeypatch.undo()
     again = await connection.publish(message)
     assert (again.position, again.duplicate) == (1, True)
+    await connection.close()
+
+
+async def test_a_look_at_stuck_queues_ends_in_time(
+    engines: Engines, nats: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many do not answer: they are asked together."""
+    monkeypatch.setattr(config, "LOG_REQUEST_S", 0.3)
+    connection = await log.connect(nats.services, name="test")
+    agents, looks = Agents(), Queues(0.0, Dropped())
+    for position in range(1, 31):
+        request = Message.build("request", "asker", f"agent-{position}", {})
+        agents.outstanding.asked(Logged(position, 0, request))
+    with frozen(engines):
+        async with asyncio.timeout(30 * 0.3 / 2):
+            await looks._look(connection, agents, 30)
     await connection.close()
