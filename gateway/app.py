@@ -21,7 +21,7 @@ from gateway.read_models import ReadModels
 from gateway.routes import ROUTES
 from gateway.services import SUBJECT, Services
 from mcp_bus import telemetry
-from mcp_bus.config import BODY_BYTES_MAX, DRAIN_GATEWAY_S
+from mcp_bus.config import BODY_BYTES_MAX, CATCH_UP_S, DRAIN_GATEWAY_S
 from mcp_bus.domain.health import Heartbeats
 from mcp_bus.errors import SettingsError
 from mcp_bus.log import Asker, Record
@@ -37,19 +37,23 @@ async def run(runtime: Runtime) -> None:
     """Serve REST until cancelled."""
     watch = Watch(runtime)
     async with opened(runtime, watch.revocations) as gateway:
-        await watch.catch_up()
         runner = web.AppRunner(
             make_app(gateway),
             access_log=None,  # ours has the route instead of the path, and the subject
             shutdown_timeout=DRAIN_GATEWAY_S,
         )
         await runner.setup()
-        following = {
-            asyncio.create_task(gateway.read_models.follow()),
-            asyncio.create_task(watch.follow()),
-        }
+        catching_up = asyncio.create_task(watch.catch_up())
+        following = {catching_up}
         try:
+            # of a log that went back, /health is to tell; nobody else is let in before
+            await asyncio.wait({catching_up}, timeout=CATCH_UP_S)
             await _listen(runner, runtime)
+            await catching_up
+            following = {
+                asyncio.create_task(gateway.read_models.follow()),
+                asyncio.create_task(watch.follow()),
+            }
             # for ever, and not cancelled with us
             ended, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
             ended.pop().result()

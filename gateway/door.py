@@ -20,7 +20,7 @@ from gateway.errors import HEADERS
 from mcp_bus import telemetry, tokens
 from mcp_bus.config import BODY_BYTES_MAX, POSITION_MAX
 from mcp_bus.domain.roles import Principal
-from mcp_bus.errors import Finding, MessageError, Refused
+from mcp_bus.errors import Finding, MessageError, Refused, Unavailable
 from mcp_bus.messages import Id, Text, dumps, findings_of, loads
 
 TRACEPARENT = re.compile(r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -104,6 +104,8 @@ def _authenticated(request: web.Request, gateway: Gateway) -> Principal:
     if scheme.lower() != "bearer" or not token:
         raise Refused("a bearer token is needed: Authorization: Bearer …", code="unauthenticated")
     proven = tokens.verify(gateway.keys, token.strip(), "rest")
+    if not gateway.revocations.whole:
+        raise Unavailable("this gateway has not read yet who is revoked")
     for agent in (proven.principal.subject, proven.agent):
         if agent is not None and gateway.revocations.hold(agent, proven.issued):
             raise Refused(f"the agent {agent} or its token is revoked", code="agent_revoked")

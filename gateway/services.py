@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NamedTuple
 
-from mcp_bus.config import SERVICE_PROCESSES_MAX, SERVICE_SILENT_S
+from mcp_bus.config import SERVICE_PROCESSES_MAX, SERVICE_SILENT_S, STATUS_DETAIL_MAX
 from mcp_bus.errors import MessageError
 from mcp_bus.log import Record
 from mcp_bus.messages import loads
@@ -24,6 +24,7 @@ class _Status(NamedTuple):
     status: str
     position: int
     lag: int
+    detail: str
 
 
 class Services:
@@ -43,9 +44,10 @@ class Services:
             return
         pid, status = said.get("pid"), said.get("status")
         position, lag = said.get("position"), said.get("lag")
+        detail = str(said.get("detail") or "")[:STATUS_DETAIL_MAX]
         if isinstance(pid, int) and isinstance(status, str):
             processes.pop(pid, None)
-            processes[pid] = _Status(_now(), status, _number(position), _number(lag))
+            processes[pid] = _Status(_now(), status, _number(position), _number(lag), detail)
         while len(processes) > SERVICE_PROCESSES_MAX:
             del processes[next(iter(processes))]  # the one that was silent for longest
 
@@ -59,7 +61,8 @@ class Services:
         if not said:
             return {"status": "silent", "position": 0, "lag": 0}
         best = max(said, key=lambda status: (status.status == "ok", status.position))
-        return {"status": best.status, "position": best.position, "lag": best.lag}
+        told = {"status": best.status, "position": best.position, "lag": best.lag}
+        return told | {"detail": best.detail} if best.detail else told
 
 
 def _number(value: object) -> int:

@@ -112,6 +112,14 @@ STANDBY_RETRY_S = 0.5
 QUARANTINE_SHOWN_MAX = 1000  # characters of a reason
 COMPARE_S_MAX = 600.0  # to count and hash one read table
 
+# --- repair -----------------------------------------------------------------------------------
+REPAIR_RETRY_S = 2.0  # a log that went back is looked at again
+REPAIR_ITSELF_S = 180.0  # of recorded history that a crash can take from the log: it flushes in 120
+REPAIR_BEYOND = 1_000_000  # positions that are left out, more than anybody may have seen
+REPAIR_FORGET_S = 0.25  # for the log to forget the ids that it knew
+REPAIR_RECORDED_S = 10.0  # for the recorder to record what the log still has
+REPAIR_TOLD_S = 0.5  # for the services to say how far they are
+
 # --- agents -----------------------------------------------------------------------------------
 ACK_WAIT_S = 10.0
 AGENT_PULL_S = 5.0  # a pull for requests; shorter than a follower's, its queue may not exist yet
@@ -193,6 +201,7 @@ ANSWER_BYTES_MAX = 1_000_000  # of an answer to one; the server takes 1 MB
 ROWS_MAX = 10_000  # of an answer that is not paged yet
 EXECUTIONS_SHOWN_MAX = 20
 DRAIN_GATEWAY_S = 5.0
+CATCH_UP_S = 2.0  # that a gateway reads who is revoked before it answers /health
 TOKEN_TTL_S = 12 * 3600
 TOKEN_TTL_S_MAX = 30 * 24 * 3600  # of a token that a route issues
 TOKEN_BYTES_MAX = 4096
@@ -203,6 +212,7 @@ QUERY_S = 10.0
 ANALYTICS_PERIOD_MS = 24 * 3600 * 1000  # when nobody names one
 EXECUTION_LOOK_S = 5.0  # a waiting execute looks again after this: an event may have been missed
 SERVICE_SILENT_S = 5.0  # a service that says nothing for this long is silent
+STATUS_DETAIL_MAX = 500  # characters that a service says of its trouble
 SERVICE_PROCESSES_MAX = 64  # of one service, as /health knows them
 READ_MODEL_CHECK_S = 5.0  # a wake-up lost by the database is made good after this
 

@@ -47,6 +47,7 @@ CODES: dict[str, tuple[int, str]] = {
     "not_taken": (504, "No process of the agent took the request in time"),
     "delivered_too_often": (502, "The request was handed out too often"),
     "not_answered": (504, "The agent took the request and did not answer"),
+    "request_lost": (503, "The request was lost with a part of the log"),
     # workflows
     "unknown_workflow": (404, "No such workflow"),
     "unknown_execution": (404, "No such execution"),

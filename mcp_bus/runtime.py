@@ -91,7 +91,10 @@ class Runtime:
         self.report(status="ok", **status)
 
     def report(self, **status: Any) -> None:
-        """Keep what operators see of this service: status, position, lag."""
+        """Keep what operators see of this service: status, position, lag; a `detail` goes with its
+        status."""
+        if "status" in status:
+            self.status.pop("detail", None)
         if status.get("status", self.status["status"]) != self.status["status"]:
             self._news.set()
         self.status.update(status)

@@ -35,6 +35,7 @@ WORKFLOWS = "workflows"
 CLOCK = "_clock"
 HEALTH = "_health"  # what was observed of heartbeats
 QUEUE = "_queue"  # what was observed of the queues of agents
+LOG = "_log"  # what was observed of the log itself
 GATEWAY = "gateway"  # every gateway process; the answer's instance tells them apart
 CAPABILITY = "capability:"
 DECIDERS = (REGISTRY, WORKFLOWS)

@@ -20,6 +20,7 @@ from mcp_bus.cli.migrate import migrate
 from mcp_bus.cli.outcome import Globals, Outcome
 from mcp_bus.cli.quarantine import quarantine
 from mcp_bus.cli.rebuild import rebuild
+from mcp_bus.cli.repair import repair
 from mcp_bus.cli.secrets import secrets
 from mcp_bus.cli.services import service_commands
 from mcp_bus.cli.token import token as issue_token
@@ -58,5 +59,6 @@ for _command in (agents, workflows, executions, conversation, quarantine, tail):
     main.add_command(_command)
 main.add_command(issue_token)
 main.add_command(rebuild)
+main.add_command(repair)
 for _command in service_commands():
     main.add_command(_command)

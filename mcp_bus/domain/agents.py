@@ -56,7 +56,7 @@ class Revocation(BaseModel):
 FACTS_OF_AGENTS = frozenset(
     name for name, (who, _) in FACTS.items() if who == subjects.REGISTRY and name != GIVEN_UP
 )
-OBSERVERS = (subjects.HEALTH, subjects.QUEUE)
+OBSERVERS = (subjects.HEALTH, subjects.QUEUE, subjects.LOG)
 HEARTBEAT_SEEN = "HeartbeatSeen"
 HEARTBEATS_MISSED = "HeartbeatsMissed"
 
@@ -111,6 +111,8 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
     if message.kind == "event" and message.source == subjects.QUEUE:
         stuck = agents.outstanding.stuck(message)
         return None if stuck is None else ("request", str(stuck))
+    if message.kind == "event" and message.source == subjects.LOG:
+        agents.outstanding.repaired(logged)
     if message.kind == "response":
         agents.outstanding.answered(message)
     if message.kind != "request":
@@ -348,7 +350,7 @@ def _answers_itself(agents: Agents, target: str) -> bool:
 REGISTRY: Decider[Agents] = Decider(
     name=subjects.REGISTRY,
     state=Agents,
-    shape=1,
+    shape=2,
     reads=_reads,
     accept=accept,
     settle=_settle,

@@ -271,7 +271,8 @@ def _ask(state: Workflows, logged: Logged) -> None:
     order = _definition(state, execution).steps
     execution.index = next(i for i, known in enumerate(order) if known.id == step["id"])
     deadline = logged.time + step["timeoutMs"]
-    request = Request(message.metadata.message_id or "", message.target, deadline)
+    attempt = step["attempt"]
+    request = Request(message.metadata.message_id or "", message.target, deadline, attempt)
     execution.request = request
     heapq.heappush(state.timers, (deadline, execution.id, request.message_id))
 
@@ -304,7 +305,7 @@ def _context(execution: Execution, payloads: Mapping[int, Message]) -> dict[str,
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
     state=Workflows,
-    shape=1,
+    shape=2,
     reads=lambda _, subject: subject.kind != "event" or subject.source in SOURCES,
     accept=accept,
     settle=settle,

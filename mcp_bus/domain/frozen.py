@@ -6,8 +6,8 @@ with what is known of their decisions, its epoch and its time. Inputs and execut
 by their positions, so a fold also says from which position on it needs the log (`needed`).
 
 `Decider.shape` is the version of the state. Whoever changes what is written here, or what the same
-history folds to, raises it; a snapshot of another shape is not read, and a log that was trimmed
-starts from none but a snapshot.
+history folds to, raises it; a snapshot of another shape is not read, and a start on a log that was
+trimmed then needs the event store.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ it is stuck, an observation of `_queue`:
     not_taken            no process of its agent took it within MCP_BUS_QUEUE_MAX_S
     delivered_too_often  it was handed out DELIVER_MAX times, and the server hands it out no more
     not_answered         it was taken, and its agent is silent, or a day has passed
+    request_lost         it stands before a gap of the log: its queue holds it no more
 
 Whichever stands first, answer or observation, ends the request; and one that is older than
 OUTSTANDING_MS_MAX when a later message is read is forgotten: a registry that begins with an old log
@@ -31,6 +32,8 @@ from mcp_bus.messages import Message
 
 STUCK = "RequestStuck"
 GIVEN_UP = "RequestGivenUp"
+REPAIRED = "LogRepaired"
+LOST = "request_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Outstanding:
 
     queues: dict[str, dict[int, Asked]] = field(default_factory=dict)
     count: int = 0
+    lost: int = 0  # no queue holds what stands before this position (LogRepaired)
     # the first position of those that were not added, and the time of the last, for a day
     _beyond: tuple[int, int] | None = field(default=None, compare=False)
     # whom each was asked of, by position
@@ -105,6 +109,13 @@ class Outstanding:
             found = told.get(cause)
         if found is not None:
             self.end(answer.source, found)
+
+    def repaired(self, logged: Logged) -> None:
+        """Read that the log was repaired."""
+        payload = logged.message.payload
+        begins = payload.get("next") if isinstance(payload, dict) else None
+        if isinstance(begins, int) and payload.get("event") == REPAIRED:
+            self.lost = max(self.lost, min(begins, logged.position))
 
     def get(self, agent: str, position: int) -> Asked | None:
         """The request to an agent at a position, if it is outstanding."""
@@ -183,9 +194,15 @@ def _not_answered(agent: str, age_s: float) -> BusError:
     return BusError(said, code="not_answered")
 
 
+def _lost(agent: str, _: float) -> BusError:
+    said = f"the request to {agent} was lost with a part of the log; it may have been executed"
+    return BusError(said, code=LOST)
+
+
 # reason, which is the code of the error as well -> the error by agent and age (s)
 REASONS: dict[str, Callable[[str, float], BusError]] = {
     "not_taken": _not_taken,
     "delivered_too_often": _delivered_too_often,
     "not_answered": _not_answered,
+    LOST: _lost,
 }

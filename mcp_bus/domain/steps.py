@@ -11,6 +11,7 @@ from mcp_bus.config import MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged
+from mcp_bus.domain.outstanding import LOST
 from mcp_bus.domain.references import resolve
 from mcp_bus.domain.workflows import Definition, Step
 from mcp_bus.errors import BusError, Refused
@@ -27,6 +28,7 @@ class Request:
     message_id: str
     agent: str
     deadline: int  # log time, Unix ms
+    attempt: int = 1
     closed: bool = False  # an answer or a time-out stands in the log
 
 
@@ -55,6 +57,9 @@ def answered(
     payload = logged.message.payload
     if is_error(payload):
         error = BusError.from_json(payload["error"])
+        if error.code == LOST and logged.message.source == subjects.REGISTRY:
+            attempt = execution.request.attempt + 1 if execution.request else 1
+            return [_request(logged, execution, step, context, agents, attempt)]
         return [failed(logged, execution, step, error, origin="agent")]
     if not is_outputs(payload):
         bad = Refused(
@@ -95,7 +100,12 @@ def advance(
 
 
 def _request(
-    logged: Logged, execution: Execution, step: Step, context: Mapping[str, Any], agents: Agents
+    logged: Logged,
+    execution: Execution,
+    step: Step,
+    context: Mapping[str, Any],
+    agents: Agents,
+    attempt: int = 1,
 ) -> Draft:
     """The request of a step, or the failure to make one."""
     needed = subjects.capability_in(step.agent_id)
@@ -121,7 +131,7 @@ def _request(
             "workflowId": execution.workflow,
             "version": execution.version,
             "id": step.id,
-            "attempt": 1,
+            "attempt": attempt,
             "timeoutMs": step.timeout_ms,
         },
         capabilities=(needed,) if needed is not None else (),

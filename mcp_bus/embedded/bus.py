@@ -21,7 +21,7 @@ from pathlib import Path
 
 import aiohttp
 
-from mcp_bus import __version__, log, tokens
+from mcp_bus import __version__, tokens
 from mcp_bus.config import (
     HEALTH_POLL_S,
     START_S_MAX,
@@ -30,20 +30,19 @@ from mcp_bus.config import (
     TOKEN_TTL_S,
     Settings,
 )
-from mcp_bus.embedded import credentials, nats_server, postgres
+from mcp_bus.embedded import credentials, engines
 from mcp_bus.embedded.addresses import Addresses, of_services, plan
 from mcp_bus.embedded.children import Child, Command, environment, start
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import Folder, locked, write_private
 from mcp_bus.embedded.supervisor import OnEvent, Supervisor
 from mcp_bus.errors import SettingsError, Unavailable
-from mcp_bus.store import migrate
+from mcp_bus.services import repair
 from mcp_bus.tokens import Keys
 
 # in the order in which they start; they stop in the reverse one
 SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
 TOGETHER = ("services",)  # all of them as one child
-ENGINES = (nats_server.NAME, postgres.NAME)
 
 ServiceCommand = Callable[[str], tuple[str, ...]]
 
@@ -89,7 +88,8 @@ async def running(
     """Start the bus, yield it once GET /health answers 200, stop it on the way out.
 
     `services` are the children that run them: SERVICES, each in one of its own, or TOGETHER.
-    Raises SettingsError before anything is started, ChildDied with the last words of what died.
+    Raises SettingsError before anything is started, ChildDied with the last words of what died,
+    LogWentBack for a log that needs `mcp-bus repair`.
     Call it from a thread that outlives the bus: children die with the one that started them.
     """
     async with locked(settings.data_dir) as folder, contextlib.AsyncExitStack() as leaving:
@@ -103,8 +103,9 @@ async def running(
         supervisor = Supervisor(on_event)
         leaving.push_async_callback(_stop, supervisor, services)
         try:
-            await _start_engines(settings, folder, addresses, secrets, supervisor)
-            await _prepare(settings, addresses)
+            await engines.start(settings, folder, addresses, secrets, supervisor)
+            await engines.prepare(settings, addresses)
+            await repair.before_start(addresses.nats, addresses.postgres, settings)
             for name in services:
                 await supervisor.keep(name, partial(_serve, name, command, children, folder))
             await _healthy(addresses.gateway, supervisor)
@@ -137,36 +138,6 @@ def _keys(settings: Settings, secrets: Credentials) -> Keys:
             "and an embedded bus issues tokens: give it the private one"
         )
     return keys
-
-
-async def _start_engines(
-    settings: Settings,
-    folder: Folder,
-    addresses: Addresses,
-    secrets: Credentials,
-    supervisor: Supervisor,
-) -> None:
-    starting = []
-    if addresses.nats_port is not None:
-        serve = partial(nats_server.serve, settings, folder, addresses.nats_port, secrets)
-        starting.append(supervisor.keep(nats_server.NAME, serve))
-    if addresses.postgres_port is not None:
-        serve = partial(postgres.serve, settings, folder, addresses.postgres_port)
-        starting.append(supervisor.keep(postgres.NAME, serve))
-    for result in await asyncio.gather(*starting, return_exceptions=True):
-        if result is not None:
-            raise result
-
-
-async def _prepare(settings: Settings, addresses: Addresses) -> None:
-    """Bring stream and schemas up to date; with no admin's URL the schemas are another's duty."""
-    await log.prepare(addresses.nats, settings)
-    if addresses.postgres_admin is not None:
-        await migrate.migrate(
-            addresses.postgres_admin,
-            service_password=addresses.service_password,
-            reader_password=addresses.reader_password,
-        )
 
 
 async def _serve(name: str, command: ServiceCommand, settings: Settings, folder: Folder) -> Child:
@@ -225,7 +196,7 @@ async def _tell_again(files: list[Path], addresses: Addresses, keys: Keys) -> No
 async def _stop(supervisor: Supervisor, services: tuple[str, ...]) -> None:
     """Services first, the gateway before all others, then the engines; then whatever is left."""
     await supervisor.stop(reversed(services), STOP_SERVICES_S_MAX)
-    await supervisor.stop(reversed(ENGINES), STOP_S_MAX - STOP_SERVICES_S_MAX)
+    await supervisor.stop(reversed(engines.ENGINES), STOP_S_MAX - STOP_SERVICES_S_MAX)
     await supervisor.close()
 
 

@@ -147,12 +147,13 @@ class Log:
         found = await self.api(f"STREAM.INFO.{subjects.STREAM}")
         state, settings = found["state"], found["config"]
         return LogInfo(
-            first=state["first_seq"],
+            first=max(state["first_seq"], 1),  # 0 while it never held anything
             last=state["last_seq"],
             identity=found["created"],
             replicas=settings["num_replicas"],
             atomic=settings.get("allow_atomic", False),
             duplicate_window_s=settings["duplicate_window"] / 1e9,
+            messages=state["messages"],
         )
 
     # --- queues

@@ -68,6 +68,7 @@ class Follower:
         self._position = after  # of the last message taken
         self._hurried = 0  # the position that cannot wait
         self._read = 0  # its consumer sequence
+        self._taken = 0  # its position, once there is one
         self._asked = 0  # messages asked for and not received
         self._burst = False  # that is the open pull
         self._over_at = 0.0  # when the last pull must have ended (s, of the loop)
@@ -146,7 +147,11 @@ class Follower:
                 return []
         batch: list[Record] = []
         while self._arrived and len(batch) < config.PULL_BATCH:
-            batch.append(self._take(*self._arrived.popleft()))
+            try:
+                batch.append(self._take(*self._arrived.popleft()))
+            except Unavailable as gap:
+                self._fail(gap.detail)  # for who has read up to there
+                break
         if not batch:
             raise Unavailable(self._fault or "the log stopped sending")
         if self._far():

@@ -68,6 +68,7 @@ class LogInfo:
     replicas: int
     atomic: bool  # whether it takes atomic batches
     duplicate_window_s: float
+    messages: int  # as many as there are positions, unless some are lost
 
 
 NO_HEADERS: Final[Mapping[str, str]] = {}

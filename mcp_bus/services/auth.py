@@ -68,7 +68,7 @@ class Door:
 
 
 async def run(runtime: Runtime) -> None:
-    """Run until cancelled; raises LogWentBack."""
+    """Run until cancelled."""
     outside = await runtime.connect_auth()
     watch = Watch(runtime, revoked=Kicks(outside).begin, report=runtime.report)
     door = Door(runtime.keys, nkeys.issuer(runtime.secret), watch.revocations)

@@ -27,6 +27,8 @@ from mcp_bus.log import FencedPublisher, Follower, Log, LogInfo, Output, Record,
 from mcp_bus.messages import Message, now_ms, parse
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import snapshots
+from mcp_bus.services.damage import WHAT_TO_DO
+from mcp_bus.services.history import History, refused
 from mcp_bus.services.snapshots import Keeper
 
 S = TypeVar("S")
@@ -50,19 +52,23 @@ logger = telemetry.logger(__name__)
 async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside[S]]) -> None:
     """Run a decider until cancelled; `beside()` makes what keeps the world up with its state."""
     fold: Fold[S] | None = None
+    history = History(runtime)
     while True:
         try:
             log = await runtime.connect_log(reconnect=False)
             try:
-                fold = await _continued(fold, runtime, decider, log)
+                await history.check(log)
                 info = await log.info()
-                session = Session(runtime, log, fold, info, beside())
+                fold = await _continued(fold, runtime, decider, log, info, history)
+                session = Session(runtime, log, fold, info, beside(), history)
                 try:
                     await session.work()
                 finally:
                     session.close()
             finally:
                 await log.close()
+        except LogWentBack as error:
+            await refused(runtime, error)
         except Unavailable as error:
             runtime.report(status="waiting")
             logger.warning("session ended", reason=error.detail)
@@ -70,16 +76,20 @@ async def run(runtime: Runtime, decider: Decider[S], beside: Callable[[], Beside
 
 
 async def _continued(
-    fold: Fold[S] | None, runtime: Runtime, decider: Decider[S], log: Log
+    fold: Fold[S] | None,
+    runtime: Runtime,
+    decider: Decider[S],
+    log: Log,
+    info: LogInfo,
+    history: History,
 ) -> Fold[S]:
     """The state to go on from: what the last session left, as long as the log continues it."""
-    info = await log.info()
-    if fold is None or (fold.identity == info.identity and fold.position + 1 < info.first):
-        return await snapshots.begun(log, decider, runtime.secret, info)
+    if fold is None or fold.position + 1 < info.first:  # trimmed, or another one, repaired
+        return await snapshots.begun(log, decider, runtime.secret, info, history)
     if fold.identity != info.identity or info.last < fold.position:
         raise LogWentBack(
-            f"the log ends at {info.last} (made {info.identity}), "
-            f"seen was {fold.position} (made {fold.identity})"
+            f"the log ends at {info.last} (made {info.identity}), seen was {fold.position} "
+            f"(made {fold.identity}): {WHAT_TO_DO}"
         )
     return fold
 
@@ -88,7 +98,13 @@ class Session(Generic[S]):
     """One connection of one decider."""
 
     def __init__(
-        self, runtime: Runtime, log: Log, fold: Fold[S], info: LogInfo, beside: Beside[S]
+        self,
+        runtime: Runtime,
+        log: Log,
+        fold: Fold[S],
+        info: LogInfo,
+        beside: Beside[S],
+        history: History,
     ) -> None:
         self._runtime = runtime
         self._service = runtime.service
@@ -97,7 +113,7 @@ class Session(Generic[S]):
         self._beside = beside
         self._publisher = FencedPublisher(log, fold.decider.name, info, self._give_up)
         self._me = f"{runtime.settings.instance}-{secrets.token_hex(4)}"
-        self._messages = MessageCache(log)
+        self._messages = MessageCache(log, history)
         self._leading = 0  # the epoch of the lead, 0 without
         self._given_up = 0  # the last epoch that was lost
         self._claimed_at = 0.0
@@ -310,10 +326,12 @@ class Lost(Exception):
 
 
 class MessageCache:
-    """Messages by position: those just read from memory, older ones from the log."""
+    """Messages by position: those just read from memory, older ones from the log, and what the
+    log does not hold any more from the event store."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, history: History) -> None:
         self._log = log
+        self._history = history
         self._kept: OrderedDict[int, Message] = OrderedDict()
         self._bytes = 0
 
@@ -328,7 +346,7 @@ class MessageCache:
             self._bytes -= len(forgotten.encode())
 
     async def get(self, position: int) -> Message:
-        """The message at a position; Unavailable when the log does not answer, else Lost."""
+        """The message at a position; Unavailable when nobody answers, else Lost."""
         known = self._kept.get(position)
         if known is not None:
             return known
@@ -340,7 +358,11 @@ class MessageCache:
                 return message
             if tries < config.PAYLOAD_TRIES_MAX:
                 await asyncio.sleep(config.PAYLOAD_AGAIN_S * tries)
-        raise Lost(f"the log has no message at {position}")
+        recorded = await self._history.message(position)
+        if recorded is None:
+            raise Lost(f"the log has no message at {position}")
+        self.keep(position, recorded)
+        return recorded
 
     @staticmethod
     def _read(record: Record) -> Message:

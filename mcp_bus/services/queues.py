@@ -19,7 +19,7 @@ from itertools import islice
 
 from mcp_bus import config, subjects, telemetry
 from mcp_bus.domain.agents import Agents
-from mcp_bus.domain.outstanding import Outstanding, stuck
+from mcp_bus.domain.outstanding import LOST, Outstanding, stuck
 from mcp_bus.errors import Unavailable
 from mcp_bus.log import Log, queues
 from mcp_bus.services.decider import Observation
@@ -82,6 +82,7 @@ class Queues:
             pass
         except Unavailable as error:
             logger.warning("cannot read what the log dropped", reason=error.detail)
+        self._find_lost(agents.outstanding)
         if _now() - self._began < self._after_s:
             return
         self._note_silent(agents)
@@ -98,6 +99,14 @@ class Queues:
             if dropped.agent is not None and outstanding.get(dropped.agent, dropped.position):
                 self._found[dropped.agent, dropped.position] = "delivered_too_often"
                 self._dropped.found.add((dropped.agent, dropped.position))
+
+    def _find_lost(self, outstanding: Outstanding) -> None:
+        """What stands before a gap of the log; nothing waits for agents to come back for it."""
+        for agent, requests in outstanding.queues.items():
+            for position in requests:
+                if position >= outstanding.lost or len(self._found) >= config.STUCK_SAID_MAX:
+                    break
+                self._found.setdefault((agent, position), LOST)
 
     def _to_ask_about(self, outstanding: Outstanding) -> Iterator[str]:
         """Agents with a request that is old, and not known to be in somebody's hands."""

@@ -6,8 +6,9 @@ It follows the log from its own checkpoint and acknowledges nothing, so a crash 
 nothing but the batch that was under way. Messages that are malformed, forged or a late duplicate
 go to quarantine in the same transaction: they never stop the log. One recorder is active, others
 stand by; one that was deposed without noticing fails at the checkpoint. Engines that are away are
-waited for. Refuses a log that lost history (LogWentBack). Never publishes: freeing space must
-never wait for space.
+waited for. A log that went back it repairs where that is safe (repair.py), and else refuses: it
+says so, and waits for `mcp-bus repair`. Publishes nothing besides: freeing space must never wait
+for space.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import Follower, Log, Record
 from mcp_bus.messages import dumps, parse
 from mcp_bus.runtime import Runtime
+from mcp_bus.services import repair
+from mcp_bus.services.damage import WHAT_TO_DO
+from mcp_bus.services.history import refused
 from mcp_bus.store import event_store
 from mcp_bus.store.event_store import Connection, NewMessage, Quarantined
 
@@ -40,7 +44,7 @@ logger = telemetry.logger(__name__)
 
 
 async def run(runtime: Runtime) -> None:
-    """Record until cancelled; raises LogWentBack, and waits for engines that are away."""
+    """Record until cancelled; waits for engines that are away, and for a log to be repaired."""
     pool = await runtime.connect_store()
     backoff = STORE_RETRY_S
     while True:
@@ -49,13 +53,13 @@ async def run(runtime: Runtime) -> None:
                 await _stand_by(runtime, connection)
                 log = await runtime.connect_log(reconnect=False)
                 try:
-                    await _check(log, connection)
+                    await repair.checked(log, connection, runtime.settings)
                     backoff = STORE_RETRY_S
                     await _record(runtime, log, connection)
                 finally:
                     await log.close()
-        except LogWentBack:
-            raise
+        except LogWentBack as error:
+            await refused(runtime, error)
         except event_store.DOWN as error:
             runtime.report(status="waiting")
             logger.warning("recording stopped", reason=repr(error), retry_s=backoff)
@@ -95,21 +99,6 @@ async def _stand_by(runtime: Runtime, connection: Connection) -> None:
         await asyncio.sleep(STANDBY_RETRY_S)
 
 
-async def _check(log: Log, connection: Connection) -> None:
-    """Raise LogWentBack unless this is the log that the store records, with all that it needs."""
-    info = await log.info()
-    position = await event_store.open_checkpoint(connection, NAME)
-    known = await event_store.identify(connection, info.identity)
-    if known != info.identity:
-        raise LogWentBack(
-            f"the event store records the log made {known}, and this one was made {info.identity}"
-        )
-    if info.last < position:
-        raise LogWentBack(f"the log ends at {info.last}, and {position} was recorded")
-    if info.first > position + 1:
-        raise LogWentBack(f"the log begins at {info.first}, and {position} was recorded last")
-
-
 async def _fetch(follower: Follower, connection: Connection, position: int) -> list[Record]:
     """The next records after a position: whatever has arrived, within the bounds of a batch."""
     records: list[Record] = []
@@ -126,7 +115,8 @@ async def _fetch(follower: Follower, connection: Connection, position: int) -> l
         size += sum(len(record.data) for record in more)
     for expected, record in enumerate(records, position + 1):
         if record.position != expected:
-            raise Unavailable(f"gap in the log: {record.position} came after {expected - 1}")
+            detail = f"the log has {record.position} behind {expected - 1}: {WHAT_TO_DO}"
+            raise LogWentBack(detail)
     return records
 
 

@@ -1,8 +1,9 @@
 """Who is revoked: folded from the registry's facts, for whoever lets agents in.
 
 The auth service asks it at the door to the log, the gateway at its own. It needs no PostgreSQL.
-Nobody is let in before the fold has seen the whole log (`catch_up`). Of a log without its beginning
-it takes what the registry knew from the registry's snapshot.
+Nobody is let in before the fold has seen the whole log (`catch_up`), and nobody new while the log
+went back. Of a log without its beginning it takes what the registry knew from the registry's
+snapshot, or, of one that was repaired, from the event store.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mcp_bus.log import Log, Record
 from mcp_bus.messages import parse
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import snapshots
+from mcp_bus.services.damage import WHAT_TO_DO
+from mcp_bus.services.history import History, refused
 
 FACTS = f"mcp.event.{subjects.REGISTRY}.*"
 
@@ -33,6 +36,7 @@ class Revocations:
 
     at: dict[str, int] = field(default_factory=dict)
     now: set[str] = field(default_factory=set)
+    whole: bool = False  # everything was read that there was at the start
 
     def read(self, record: Record) -> str | None:
         """Fold one message; the agent that it revokes, if it does."""
@@ -79,15 +83,17 @@ class Watch:
         self._runtime = runtime
         self._revoked = revoked
         self._report = report
+        self._history = History(runtime)
         self._identity = ""
         self._position = 0
 
     async def catch_up(self) -> None:
-        """Read everything that the log holds now; raises LogWentBack."""
+        """Read everything that there is now."""
         await self._read(to_the_end=True)
+        self.revocations.whole = True
 
     async def follow(self) -> None:
-        """Read on until cancelled; raises LogWentBack."""
+        """Read on until cancelled."""
         await self._read(to_the_end=False)
 
     async def _read(self, *, to_the_end: bool) -> None:
@@ -100,24 +106,29 @@ class Watch:
                     return
                 finally:
                     await log.close()
-            except LogWentBack:
-                raise
+            except LogWentBack as error:
+                await refused(self._runtime, error)
             except Unavailable as error:
                 logger.warning("session ended", reason=error.detail)
                 await asyncio.sleep(config.RECONNECT_WAIT_S)
 
     async def _check(self, log: Log, to_the_end: bool) -> None:
+        await self._history.check(log)
         info = await log.info()
-        self._identity = self._identity or info.identity
-        if info.identity != self._identity or info.last < self._position:
-            raise LogWentBack(f"the log does not hold what was read up to {self._position}")
-        if info.first <= self._position + 1:
-            return
-        registry = await snapshots.begun(log, REGISTRY, self._runtime.secret, info)
-        self._position = registry.position
-        for agent in self.revocations.begin(registry.state.known.values()):
-            if not to_the_end:
-                self._revoked(agent)
+        if info.first > self._position + 1:  # trimmed, or another one, repaired
+            registry = await snapshots.begun(
+                log, REGISTRY, self._runtime.secret, info, self._history
+            )
+            self._identity, self._position = info.identity, registry.position
+            for agent in self.revocations.begin(registry.state.known.values()):
+                if not to_the_end:
+                    self._revoked(agent)
+        if (self._identity or info.identity) != info.identity or info.last < self._position:
+            raise LogWentBack(
+                f"the log ends at {info.last} (made {info.identity}), seen was {self._position} "
+                f"(made {self._identity}): {WHAT_TO_DO}"
+            )
+        self._identity = info.identity
 
     async def _fold(self, log: Log, to_the_end: bool) -> None:
         async with log.follow(self._position, FACTS) as follower:

@@ -20,14 +20,18 @@ from mcp_bus.errors import BusError, LogWentBack
 from mcp_bus.log import Log, LogInfo, Record, snapshots
 from mcp_bus.log.snapshots import FORMAT, Head
 from mcp_bus.messages import now_ms
+from mcp_bus.services.history import History
 
 S = TypeVar("S")
 
 logger = telemetry.logger(__name__)
 
 
-async def begun(log: Log, decider: Decider[S], secret: bytes, info: LogInfo) -> Fold[S]:
-    """The fold that a start goes on from: the newest snapshot, or nothing where the log has all.
+async def begun(
+    log: Log, decider: Decider[S], secret: bytes, info: LogInfo, history: History
+) -> Fold[S]:
+    """The fold that a start goes on from: the newest snapshot, or nothing where the log has all;
+    else what the event store has of what came before.
 
     Raises LogWentBack, Unavailable.
     """
@@ -43,12 +47,10 @@ async def begun(log: Log, decider: Decider[S], secret: bytes, info: LogInfo) -> 
                 logger.info("starts from a snapshot", position=fold.position)
                 return fold
         logger.warning("ignored a snapshot", position=head.position, reason=reason)
+    fold = Fold(decider, secret, info.identity)
     if info.first > 1:
-        raise LogWentBack(
-            f"the log begins at {info.first}, and there is no snapshot of {decider.name} from "
-            "which it can be read on"
-        )
-    return Fold(decider, secret, info.identity)
+        await history.before(fold, info)
+    return fold
 
 
 def unusable(head: Head, decider: Decider[Any], info: LogInfo) -> str | None:

@@ -272,6 +272,11 @@ async def lock(connection: Connection, name: str) -> bool:
     )
 
 
+async def unlock(connection: Connection, name: str) -> None:
+    """Give up what `lock` gave."""
+    await connection.execute("SELECT pg_advisory_unlock(hashtextextended($1, 0))", name)
+
+
 async def _page(
     connection: Connection | Pool,
     statement: str,
@@ -282,6 +287,11 @@ async def _page(
 ) -> tuple[list[StoredMessage], bool]:
     rows = await connection.fetch(statement, key, after, limit, bytes_max)
     return _stored(rows), bool(rows) and rows[0]["found"] > len(rows)
+
+
+def statement(name: str) -> str:
+    """The text of `sql/statements/<name>.sql`."""
+    return _SQL[name]
 
 
 def _stored(rows: Iterable[Any]) -> list[StoredMessage]:

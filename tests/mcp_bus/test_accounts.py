@@ -49,6 +49,7 @@ FOREIGN_PUBLISHES = (
     "mcp.event._clock.x",
     "mcp.event._health.x",
     "mcp.event._queue.a",
+    "mcp.event._log.bus",
     "mcp.request.gateway.registry",
     "mcp.response.registry.a.i1",
     "out.event.a.b",

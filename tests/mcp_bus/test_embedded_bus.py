@@ -27,6 +27,7 @@ from mcp_bus.embedded import (
     TOGETHER,
     Event,
     bus,
+    engines,
     nats_server,
     postgres,
     running,
@@ -106,7 +107,7 @@ async def test_the_bus_is_found_by_its_files(tmp_path: Path) -> None:
         assert (told["pid"], told["version"]) == (os.getpid(), __version__)
         for file in (ready, data / "bus.json"):
             assert file.stat().st_mode & 0o777 == 0o600
-        assert set(found.pids) == {*SERVICES, *bus.ENGINES}
+        assert set(found.pids) == {*SERVICES, *engines.ENGINES}
     assert not ready.exists()
     assert not (data / "bus.json").exists()
     assert found.pids == {}
@@ -133,10 +134,10 @@ async def test_a_second_start_names_the_running_one(tmp_path: Path) -> None:
         assert str(tmp_path) in raised.value.detail
         assert f"pid {os.getpid()}" in raised.value.detail
         assert (tmp_path / "bus.json").exists()
-        assert set(found.pids) == {*SERVICES, *bus.ENGINES}
+        assert set(found.pids) == {*SERVICES, *engines.ENGINES}
 
 
-@pytest.mark.parametrize("engine", bus.ENGINES)
+@pytest.mark.parametrize("engine", engines.ENGINES)
 async def test_a_killed_engine_heals_on_its_port(tmp_path: Path, engine: str) -> None:
     """kill -9 of an engine: it is back on the same port with the data that it acknowledged."""
     told = Told()
@@ -165,13 +166,15 @@ async def test_a_killed_bus_leaves_nothing_and_starts_again(tmp_path: Path) -> N
     try:
         assert await parent.stdout.readline() == b"up\n"
         family = processes_with(str(tmp_path)) - {parent.pid}
-        assert len(family) > len(SERVICES) + len(bus.ENGINES)  # PostgreSQL has children of its own
+        assert len(family) > len(SERVICES) + len(
+            engines.ENGINES
+        )  # PostgreSQL has children of its own
     finally:
         parent.kill()
         await parent.wait()
     async with running(settings_of(tmp_path), command=tiny) as found:
         assert not family & living()
-        assert set(found.pids) == {*SERVICES, *bus.ENGINES}
+        assert set(found.pids) == {*SERVICES, *engines.ENGINES}
 
 
 async def test_it_stops_in_order_and_quickly(tmp_path: Path) -> None:
@@ -262,9 +265,9 @@ async def test_all_services_may_be_one_child(tmp_path: Path) -> None:
     told = Told()
     settings = settings_of(tmp_path)
     async with running(settings, on_event=told, services=TOGETHER) as found:
-        assert set(found.pids) == {*TOGETHER, *bus.ENGINES}
+        assert set(found.pids) == {*TOGETHER, *engines.ENGINES}
     ended = {event.name: event.what for event in drained(told.events)}
-    assert ended == dict.fromkeys([*TOGETHER, *bus.ENGINES], "stopped")
+    assert ended == dict.fromkeys([*TOGETHER, *engines.ENGINES], "stopped")
 
 
 async def test_a_ready_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

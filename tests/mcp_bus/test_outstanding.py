@@ -174,7 +174,7 @@ def test_a_half_published_decision_is_completed() -> None:
 
 def test_a_step_that_is_given_up_fails_with_the_code() -> None:
     """The engine takes the registry's error for the answer, and no answer after it."""
-    for reason in REASONS:
+    for reason in REASONS.keys() - {outstanding.LOST}:
         history = with_echo()
         history.command("workflows", "define", workflow(step("a")))
         history.command("workflows", "execute", {"workflowId": "w"})
@@ -214,3 +214,52 @@ def test_so_many_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known(history) == Outstanding()
     ask(history)
     assert positions(history) == [history.log[-1].position]
+
+
+def repaired(source: str, begins: object) -> Message:
+    payload = {"event": outstanding.REPAIRED, "first": 1, "next": begins, "why": "it went back"}
+    return Message.build("event", source, "bus", payload)
+
+
+@pytest.mark.parametrize("source", ["git", "registry", "_clock", "workflows"])
+def test_that_the_log_was_repaired_is_believed_of_one_source(source: str) -> None:
+    """Which no agent may publish under; and never of what stands behind it."""
+    history = with_echo()
+    history.say(repaired(source, 5))
+    assert known(history).lost == 0
+    history.say(repaired(subjects.LOG, "5"))
+    assert known(history).lost == 0
+    history.say(repaired(subjects.LOG, 5))
+    assert known(history).lost == 5
+    history.say(repaired(subjects.LOG, 10**9))
+    assert known(history).lost == history.log[-1].position
+
+
+def test_a_step_whose_request_was_lost_is_asked_for_again() -> None:
+    """Once for each loss, as a further attempt, under another id; an answer to an earlier attempt
+    is late, and an agent's own word for it is an error like any other."""
+    history = with_echo()
+    history.command("workflows", "define", workflow(step("a"), step("b")))
+    history.command("workflows", "execute", {"workflowId": "w"})
+    (first,) = history.requests()
+    history.stuck(positions(history)[0], outstanding.LOST)
+    _, second = history.requests()
+    assert second.metadata.message_id != first.metadata.message_id
+    assert (second.metadata.model_extra or {})["step"]["attempt"] == 2
+    assert second.payload == first.payload
+    history.say(Message.answer(first, "echo", {"outputs": {"late": True}}))
+    assert len(history.requests()) == 2
+    history.say(Message.answer(second, "echo", {"outputs": {}}))
+    third = history.requests()[-1]
+    assert (third.metadata.model_extra or {})["step"] | {"timeoutMs": 0} == {
+        "workflowId": "w",
+        "version": "1",
+        "id": "b",
+        "attempt": 1,
+        "timeoutMs": 0,
+    }
+    history.say(Message.answer(third, "echo", {"error": {"code": "request_lost", "message": "?"}}))
+    assert history.facts("workflows")[-1] == "ExecutionFailed"
+    assert len(history.requests()) == 3
+    for fold in history.folds:
+        assert history.again(fold.decider).state == fold.state

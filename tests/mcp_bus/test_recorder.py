@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,14 +17,12 @@ from mcp_bus.embedded import postgres as embedded_postgres
 from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.folder import Folder, locked
-from mcp_bus.errors import LogWentBack
 from mcp_bus.faults import FAULT_POINTS
 from mcp_bus.messages import Message
 from mcp_bus.services import recorder
 from mcp_bus.store import event_store, migrate
-from mcp_bus.subjects import STREAM
 from tests.conftest import Nats, Postgres
-from tests.services import WAIT_S, killed_at, reached, running
+from tests.services import killed_at, reached, running
 
 POINTS = [point for point in FAULT_POINTS if point.startswith("recorder.")]
 
@@ -186,36 +183,6 @@ async def test_sessions_that_end_under_two_recorders_cost_nothing(
             )
         assert await recorded(postgres.service, 100) == [m.encode() for m in sent]
     assert await rows(postgres.reader, "SELECT * FROM store.quarantine") == []
-
-
-async def test_another_log_is_refused(
-    settings: Settings, postgres: Postgres, nats: Nats, bus: log.Log
-) -> None:
-    """A stream made anew begins at 1 again: its positions mean something else."""
-    async with running(settings, "recorder", recorder.run):
-        await publish(bus, 1, 2)
-        await recorded(postgres.service, 2)
-    await bus.api(f"STREAM.DELETE.{STREAM}")
-    await log.prepare(nats.services, config.load({}))
-    await publish(bus, 1, 2, 3)
-    async with running(settings, "recorder", recorder.run) as work:
-        with pytest.raises(LogWentBack, match="the event store records the log made"):
-            await asyncio.wait_for(work, WAIT_S)
-
-
-async def test_a_log_without_its_beginning_is_refused(
-    settings: Settings, postgres: Postgres, bus: log.Log
-) -> None:
-    """What was purged before it was recorded cannot be recorded any more."""
-    async with running(settings, "recorder", recorder.run):
-        await publish(bus, 1, 2)
-        await recorded(postgres.service, 2)
-    await publish(bus, 3, 4)
-    await bus.api(f"STREAM.PURGE.{STREAM}")
-    await publish(bus, 5)
-    async with running(settings, "recorder", recorder.run) as work:
-        with pytest.raises(LogWentBack, match="the log begins at 5, and 2 was recorded last"):
-            await asyncio.wait_for(work, WAIT_S)
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ from mcp_bus.log import snapshots
 from mcp_bus.log.snapshots import Head
 from mcp_bus.messages import Message
 from mcp_bus.runtime import Runtime
+from mcp_bus.services.history import History as Recorded
 from mcp_bus.services.revocations import Watch
 from mcp_bus.services.snapshots import begun
 from tests.conftest import SECRET, Nats
@@ -58,7 +59,8 @@ async def bus(nats: Nats) -> AsyncIterator[Bus]:
 
 async def start(bus: Bus, decider: Decider[Any] = WORKFLOWS) -> Fold[Any]:
     """Where a decider of this bus starts now."""
-    return await begun(bus.log, decider, KEY, await bus.log.info())
+    history = Recorded(Runtime(config.load({}), "test"))  # without an event store
+    return await begun(bus.log, decider, KEY, await bus.log.info(), history)
 
 
 async def stored(bus: Bus, fold: Fold[Any], **other: Any) -> Head:
@@ -140,7 +142,7 @@ async def test_who_was_left_behind_by_a_trim_goes_on_from_a_snapshot(
 async def test_a_log_without_beginning_and_without_snapshot_is_refused(bus: Bus) -> None:
     await fold_of(bus, 3)
     await bus.purge(3)
-    with pytest.raises(LogWentBack, match="the log begins at 3, and there is no snapshot"):
+    with pytest.raises(LogWentBack, match="the log begins at 3, there is no snapshot"):
         await start(bus)
 
 
