@@ -120,6 +120,11 @@ REPAIR_FORGET_S = 0.25  # for the log to forget the ids that it knew
 REPAIR_RECORDED_S = 10.0  # for the recorder to record what the log still has
 REPAIR_TOLD_S = 0.5  # for the services to say how far they are
 
+# --- backup -----------------------------------------------------------------------------------
+COPY_CHUNK_BYTES = 128 * 1024
+COPY_SILENT_S = 30.0  # of a server that copies a stream
+COPY_TOLD_S = 1.0  # between two words about how far it is
+
 # --- agents -----------------------------------------------------------------------------------
 ACK_WAIT_S = 10.0
 AGENT_PULL_S = 5.0  # a pull for requests; shorter than a follower's, its queue may not exist yet

@@ -14,6 +14,7 @@ import click
 from mcp_bus import __version__
 from mcp_bus.cli.adapter import adapter
 from mcp_bus.cli.agents import agents
+from mcp_bus.cli.backup import backup, restore
 from mcp_bus.cli.demo import demo
 from mcp_bus.cli.history import conversation, tail
 from mcp_bus.cli.migrate import migrate
@@ -59,6 +60,7 @@ for _command in (agents, workflows, executions, conversation, quarantine, tail):
     main.add_command(_command)
 main.add_command(issue_token)
 main.add_command(rebuild)
-main.add_command(repair)
+for _command in (repair, backup, restore):
+    main.add_command(_command)
 for _command in service_commands():
     main.add_command(_command)

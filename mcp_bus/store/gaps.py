@@ -43,6 +43,11 @@ async def identity(connection: Connection) -> str | None:
     return found
 
 
+async def adopt(connection: Connection, log: str) -> None:
+    """Record a log of another identity from here on; inside the caller's transaction."""
+    await connection.execute("UPDATE bus.log SET identity = $1", log)
+
+
 async def history(
     connection: Connection, after: int, until: int, limit: int, bytes_max: int
 ) -> list[Past]:
@@ -85,5 +90,5 @@ async def add(connection: Connection, gap: Gap, position: int, log: str) -> None
     await connection.execute(
         "INSERT INTO store.gaps (next, first, why, message_id) VALUES ($1, $2, $3, $4)", *gap
     )
-    await connection.execute("UPDATE bus.log SET identity = $1", log)
+    await adopt(connection, log)
     await advance(connection, RECORDER, position, gap.next - 1, RECORDED)

@@ -222,3 +222,21 @@ def test_tail_prints_what_is_stored(folder: Path, tmp_path: Path) -> None:
         tail.send_signal(signal.SIGINT)
         tail.communicate(timeout=10)
     assert tail.returncode == 0
+
+
+def test_a_running_bus_is_backed_up_and_restored_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """The restored folder is a bus that only has to be started; nothing is overwritten."""
+    run(folder, "agents", "register", write(tmp_path / "agent.json", {**AGENT, "id": "saved"}))
+    made = answer(folder, "backup", str(tmp_path / "backup"))
+    assert made["last"] >= made["recorded"] >= made["messages"] > 0
+    again = run(folder, "backup", str(tmp_path / "backup"))
+    assert (again.returncode, "is not empty" in again.stderr) == (1, True)
+    elsewhere = tmp_path / "elsewhere"
+    assert answer(elsewhere, "restore", str(tmp_path / "backup")) == made
+    assert (elsewhere / "secret").read_text() == (folder / "secret").read_text()
+    again = run(elsewhere, "restore", str(tmp_path / "backup"))
+    assert (again.returncode, "is not empty" in again.stderr) == (1, True)
+    for place in (folder, elsewhere):
+        assert answer(place, "repair", "--dry-run") == {"damage": None, "repaired": False}
+    nowhere = run(tmp_path / "nothing", "backup", str(tmp_path / "b"))
+    assert (nowhere.returncode, len(nowhere.stderr.splitlines())) == (1, 1)

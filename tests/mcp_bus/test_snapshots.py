@@ -261,7 +261,7 @@ def test_requests_beyond_the_bound_are_needed_for_a_day(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("decider", [REGISTRY, WORKFLOWS], ids=lambda decider: decider.name)
 def test_a_snapshot_of_this_shape_is_read_for_ever(decider: Decider[Any]) -> None:
     """Fails for who changes what is written: give `Decider.shape` the next number, and write one
-    more file. A log that was trimmed starts from no snapshot of another shape."""
+    more file. A snapshot of another shape is passed over."""
     name = f"{decider.name}.{decider.shape}.json"
     text = (Path(__file__).parent / "snapshots" / name).read_bytes().rstrip()
     fold = frozen.thaw(decider, KEY, "test", text)
