@@ -187,8 +187,8 @@ class Bus:
         *,
         version: str | None = None,
         timeout: float = EXECUTION_S,
-    ) -> dict[str, Any]:
-        """Start an execution and wait for its end: the outputs of its last completed step.
+    ) -> Any:
+        """Start an execution and wait for its end: what its workflow gives, or its last step.
 
         Raises the BusError of the step that failed, or `answer_timeout` after `timeout` seconds,
         both with `details["executionId"]`; `forbidden`, before anything is started, for a token

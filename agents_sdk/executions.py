@@ -18,13 +18,12 @@ from agents_sdk.streaming import outputs_in
 from agents_sdk.subscription import Subscription
 from mcp_bus import subjects
 from mcp_bus.config import ANSWERS_HEARD_MAX, REQUEST_S
+from mcp_bus.domain.ends import CANCELLED, ENDS
 from mcp_bus.errors import BusError, Refused, Unavailable
 from mcp_bus.messages import Message
 
 if TYPE_CHECKING:
     from agents_sdk.client import Bus
-
-ENDS = ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed")
 
 
 class Executions:
@@ -37,7 +36,7 @@ class Executions:
         self._listening: contextlib.AsyncExitStack | None = None
         self._failed = False
 
-    async def run(self, command: Message, timeout_s: float) -> dict[str, Any]:
+    async def run(self, command: Message, timeout_s: float) -> Any:
         """See Bus.run_workflow; `command` is the request `execute`."""
         execution = command.metadata.message_id or ""
         async with self._hearing(execution) as heard:
@@ -140,30 +139,34 @@ class _Heard:
         )
         self._changed.set()
 
-    async def end(self) -> dict[str, Any]:
-        """The outputs of the last step that completed, {} if all were skipped.
+    async def end(self) -> Any:
+        """What the execution gives: the outputs that it names, or those of the last step that
+        completed, {} if all were skipped.
 
         Raises the BusError of the step that failed, or by which the end cannot be heard any more,
         with the execution's id in its details.
         """
-        while (outputs := self._outputs()) is None:
+        while not (found := self._outputs()):
             if self._failed is not None:
                 raise self._failed
             self._changed.clear()
             await self._changed.wait()
-        return outputs
+        return found[0]
 
-    def _outputs(self) -> dict[str, Any] | None:
+    def _outputs(self) -> tuple[Any, ...]:
+        """The outputs, alone; nothing while they are not known."""
         if self._end is None:
-            return None
-        if "error" in self._end.payload:
+            return ()
+        if "outputs" in self._end.payload:
+            return (self._end.payload["outputs"],)
+        if _event(self._end) == CANCELLED or "error" in self._end.payload:
             raise _failure(self._end, self._execution)
         cause = self._end.metadata.causation_id
         if cause == self._execution:
-            return {}
+            return ({},)
         # the answer was stored before the fact, but each comes by a subscription of its own
         answer = self._answers.get(cause)
-        return None if answer is None else outputs_in(answer)
+        return () if answer is None else (outputs_in(answer),)
 
 
 def _event(message: Message) -> Any:
@@ -171,6 +174,9 @@ def _event(message: Message) -> Any:
 
 
 def _failure(end: Message, execution: str) -> BusError:
+    if _event(end) == CANCELLED:
+        by = end.payload.get("by")
+        return BusError(f"{by} cancelled it", code="cancelled", details={"executionId": execution})
     error = BusError.from_json(end.payload["error"])
     step = end.payload.get("stepId")
     error.details = {"executionId": execution, "stepId": step, "details": error.details}

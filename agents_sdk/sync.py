@@ -117,7 +117,7 @@ class Bus:
         *,
         version: str | None = None,
         timeout: float = EXECUTION_S,
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Start an execution and wait for its outputs."""
         return self._run(self._bus.run_workflow(id, inputs, version=version, timeout=timeout))
 

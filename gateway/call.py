@@ -76,6 +76,7 @@ class Call:
     body: Any
     json: Any  # the body as it was sent
     expected: int | None = None  # If-Match: the position of the last change that was seen
+    idempotency_key: str | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of the answer, also of a problem
 
 

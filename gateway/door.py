@@ -29,6 +29,7 @@ NOBODY = Principal("", ())
 SUBJECT: web.RequestKey[str] = web.RequestKey("subject", str)
 TRACE: web.RequestKey[str] = web.RequestKey("trace", str)
 
+_KEY: TypeAdapter[str] = TypeAdapter(Text)
 PATH_MODELS: dict[str, TypeAdapter[Any]] = {
     "id": TypeAdapter(Id),
     "correlationId": TypeAdapter(Text),
@@ -58,6 +59,7 @@ def opened(route: Route, gateway: Gateway) -> HttpHandler:
             body=_body(body, route.body, route.bare) if route.body else None,
             json=body,
             expected=_expected(request),
+            idempotency_key=_idempotency_key(request),
         )
         request[HEADERS] = call.headers
         answer = await route.handler(gateway, call)
@@ -119,6 +121,16 @@ def _expected(request: web.Request) -> int | None:
     if not ETAG.match(given):
         raise Refused('If-Match takes one ETag, "POSITION"', code="bad_value")
     return int(given.strip('"'))
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    given = request.headers.get("Idempotency-Key")
+    try:
+        return None if given is None else _KEY.validate_python(given)
+    except ValidationError:
+        raise Refused(
+            "Idempotency-Key takes 1 to 256 characters, none of them a control", code="bad_value"
+        ) from None
 
 
 def path_of(given: Mapping[str, str]) -> dict[str, str]:

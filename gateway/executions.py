@@ -10,16 +10,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.call import Answer, Call, Gateway
-from gateway.commands import BEHIND, READ_MODEL
+from gateway.commands import BEHIND, READ_MODEL, decided, settled
 from mcp_bus.config import EXECUTION_LOOK_S, PAGE_MAX, POSITION_MAX, READ_MODEL_WAIT_S
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.facts import name_of
 from mcp_bus.errors import MessageError, Refused, Unavailable
 from mcp_bus.log import Record
-from mcp_bus.messages import parse
+from mcp_bus.messages import Id, parse
 from mcp_bus.subjects import STREAM, WORKFLOWS, Subject, stored
 from projections import queries
-
-ENDS = ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed")
 
 
 class Page(BaseModel):
@@ -37,6 +36,44 @@ async def show(gateway: Gateway, call: Call) -> Answer:
     if execution is None:
         raise Refused(f"there is no execution {call.path['id']}", code="unknown_execution")
     return Answer(200, execution)
+
+
+class SignalBody(BaseModel):
+    """A signal: the step that waits for `name` gets `payload` as its outputs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Id
+    payload: Any = None
+
+
+async def cancel(gateway: Gateway, call: Call) -> Answer:
+    """End it: agents are called back, and what its steps did is undone."""
+    return await _told(gateway, call, "cancel")
+
+
+async def pause(gateway: Gateway, call: Call) -> Answer:
+    """Begin no further step."""
+    return await _told(gateway, call, "pause")
+
+
+async def resume(gateway: Gateway, call: Call) -> Answer:
+    """Begin steps again."""
+    return await _told(gateway, call, "resume")
+
+
+async def signal(gateway: Gateway, call: Call) -> Answer:
+    """Tell it what a step waits for, or will."""
+    return await _told(gateway, call, "signal", call.json)
+
+
+async def _told(
+    gateway: Gateway, call: Call, action: str, inputs: dict[str, Any] | None = None
+) -> Answer:
+    wanted = {**(inputs or {}), "executionId": call.path["id"]}
+    outputs = await decided(gateway, call, WORKFLOWS, action, wanted)
+    await settled(gateway, call)
+    return Answer(200, outputs)
 
 
 async def conversation(gateway: Gateway, call: Call) -> Answer:

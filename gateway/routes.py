@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway import agents, analytics, executions, health, quarantine, tokens, workflows
 from gateway.call import Route
 from mcp_bus.domain.agent import Registration
+from mcp_bus.domain.definitions import Definition
 from mcp_bus.domain.roles import (
     AGENTS_READ,
     AGENTS_REVOKE,
@@ -15,7 +16,6 @@ from mcp_bus.domain.roles import (
     WORKFLOWS_READ,
     WORKFLOWS_WRITE,
 )
-from mcp_bus.domain.workflows import Definition
 
 # fmt: off
 ROUTES: tuple[Route, ...] = (
@@ -41,6 +41,11 @@ ROUTES: tuple[Route, ...] = (
           query=workflows.ExecuteQuery, body=workflows.ExecuteBody),
     # history
     Route("GET", "/executions/{id}", executions.show, WORKFLOWS_READ, (200,)),
+    Route("POST", "/executions/{id}/cancel", executions.cancel, WORKFLOWS_EXECUTE, (200,)),
+    Route("POST", "/executions/{id}/pause", executions.pause, WORKFLOWS_EXECUTE, (200,)),
+    Route("POST", "/executions/{id}/resume", executions.resume, WORKFLOWS_EXECUTE, (200,)),
+    Route("POST", "/executions/{id}/signals", executions.signal, WORKFLOWS_EXECUTE, (200,),
+          body=executions.SignalBody),
     Route("GET", "/conversations/{correlationId}", executions.conversation, HISTORY_READ, (200,),
           query=executions.Page),
     Route("GET", "/quarantine", quarantine.listed, HISTORY_READ, (200,),

@@ -50,16 +50,21 @@ async def show(gateway: Gateway, call: Call) -> Answer:
 
 
 async def execute(gateway: Gateway, call: Call) -> Answer:
-    """Start an execution; with `wait` the answer is the execution once it has ended."""
+    """Start an execution; with `wait` the answer is the execution once it has ended.
+
+    An Idempotency-Key that started one before names that one, and is not waited for.
+    """
     wait_s: float | None = call.query.wait
     execution_id = new_id()
     began = asyncio.get_running_loop().time()
     async with executions.end_of(gateway, execution_id) as ended:
         inputs = {"workflowId": call.path["id"], **call.json}
+        if call.idempotency_key is not None:
+            inputs["idempotencyKey"] = call.idempotency_key
         outputs = await decided(gateway, call, WORKFLOWS, "execute", inputs, execution_id)
-        call.headers["Location"] = f"/executions/{execution_id}"
         started = {"executionId": outputs["executionId"], "status": outputs["status"]}
-        if wait_s is None:
+        call.headers["Location"] = f"/executions/{started['executionId']}"
+        if wait_s is None or started["executionId"] != execution_id:  # that one began long ago
             await settled(gateway, call)
             return Answer(202, started)
         found = await executions.awaited(gateway, call, ended, execution_id, began + wait_s)

@@ -73,6 +73,7 @@ PAYLOAD_AGAIN_S = 0.05  # between two, each time later
 PAYLOAD_CACHE_MESSAGES_MAX = 4096  # parsed, a small one takes 4 KB
 PAYLOAD_CACHE_BYTES_MAX = 64 * 1024 * 1024
 TOMBSTONE_TTL_MS = 24 * 3600 * 1000
+IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000  # that a start is known by its key, of log time
 STEPS_MAX = 256
 TIMER_RETRY_MS = 5_000  # a time-out unseen in the log is observed again
 STEP_TIMEOUT_MS = 60_000
@@ -80,6 +81,12 @@ LOAD_MS_MAX = 600_000  # that an unanswered request counts as load of its agent
 LOAD_REQUESTS_MAX = 200_000  # that are counted at a time
 PROMISE_MS = 1_000  # that a choice counts before its request is read
 STEP_TIMEOUT_MS_MAX = 24 * 3600 * 1000
+RETRY_ATTEMPTS_MAX = 100
+RETRY_DELAY_MS = 1_000
+RETRY_DELAY_MS_MAX = 3600 * 1000
+WAIT_MS_MAX = 366 * 24 * 3600 * 1000  # of one step
+SIGNALS_MAX = 100  # that an execution keeps until a step waits for them
+OPERAND_BYTES_MAX = 1024  # of a condition's operand, as it is recorded
 
 # --- snapshots of the deciders ----------------------------------------------------------------
 SNAPSHOT_MESSAGES = 50_000  # that a restart folds, read at 50,000 to 100,000/s; then the next one

@@ -59,7 +59,13 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_reference": (422, "A reference points nowhere"),
     "circular_reference": (422, "A step needs itself or a later step"),
     "bad_condition": (422, "A condition cannot be read"),
-    # executions: what a failed step says
+    # executions: what is refused, and what a failed step says
+    "execution_ended": (409, "The execution has ended"),
+    "execution_ending": (409, "The execution is being undone"),
+    "idempotency_conflict": (409, "This key started something else"),
+    "step_skipped": (422, "A step was skipped that must not be"),
+    "signal_timeout": (504, "The signal did not come in time"),
+    "heartbeat_timeout": (504, "The agent gave no sign of progress"),
     "unresolved_reference": (422, "A reference had no value when it was needed"),
     "postcondition_failed": (422, "The post-condition does not hold"),
     "step_timeout": (504, "The agent did not answer in time"),

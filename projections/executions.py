@@ -1,9 +1,9 @@
 """Executions and their steps: the engine's conversation with the agents, read as a story.
 
 An execution starts with the engine's answer to a command, and ends with a fact. A step starts
-with the engine's request and ends with the first of: an answer that belongs to it, StepSkipped,
-or ExecutionFailed that names it. Large values (inputs, outputs, errors) are written when they
-come and never read again here.
+with the engine's request, or a fact that it waits, and ends with the first of: an answer that
+belongs to it, a fact that names it, or the end of its execution. Large values (inputs, outputs,
+errors) are written when they come and never read again here.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ EXECUTIONS_TABLE = Table(
         "status": "text",
         "inputs": "json",
         "output_step": "text",
+        "outputs": "json",
         "error": "json",
         "started_us": "bigint",
         "ended_us": "bigint",
         "position": "bigint",
     },
-    merge={"inputs": KEPT, "error": KEPT},
+    merge={"inputs": KEPT, "outputs": KEPT, "error": KEPT},
 )
 WORKFLOW_EXECUTIONS_TABLE = Table(
     "workflow_executions",
@@ -79,6 +80,8 @@ STEPS_TABLE = Table(
 )
 # a further attempt takes back what an earlier one left; NULL would keep it
 NOTHING = "null"
+ENDED = ("completed", "failed", "cancelled")  # executions
+UNDER_WAY = ("running", "waiting", "retrying")  # steps
 
 
 async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
@@ -91,6 +94,8 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
     story = Story(executions, steps, await _commands(connection, told))
     for message in told:
         story.read(message)
+    for execution_id in story.changed:
+        story.judge(executions[execution_id])
     return Changes(
         put={
             "executions": [executions[id] for id in story.changed],
@@ -126,7 +131,7 @@ class Story:
             self._requested(message)
         elif message.event in FACTS:
             execution = self.executions.get(message.target)
-            if execution is not None and execution["status"] == "running":
+            if execution is not None and execution["status"] not in ENDED:
                 FACTS[message.event](self, message, execution)
                 self._touch(execution, message)
 
@@ -153,8 +158,11 @@ class Story:
         asked = request.metadata["step"]
         execution = self._execution(request, asked)
         if execution is None or not is_id(asked.get("id")):
-            return
+            return None
         step = self._step(execution, asked["id"], request)
+        if asked.get("undoes") is True:
+            step["status"] = "undoing"
+            return self._touch(execution, request)
         again = step["request_position"] is not None
         step.update(
             agent_id=request.target,
@@ -170,11 +178,11 @@ class Story:
             started_us=request.time_us,
             ended_us=None,
         )
-        self._touch(execution, request)
+        return self._touch(execution, request)
 
     def _answered(self, answer: Entry) -> None:
         execution = self.executions.get(answer.correlation_id)
-        if execution is None or execution["status"] != "running":
+        if execution is None or execution["status"] in ENDED:
             return
         fitting = [
             step
@@ -199,8 +207,52 @@ class Story:
             step = self._step(execution, fact.get("stepId"), fact)
             step.update(status="skipped", ended_us=fact.time_us)
 
+    def _waits(self, fact: Entry, execution: Row) -> None:
+        """StepWaiting, StepRetrying."""
+        if not is_id(fact.get("stepId")):
+            return
+        step = self._step(execution, fact.get("stepId"), fact)
+        if fact.event == "StepWaiting":
+            step.update(status="waiting", attempt=1, started_us=fact.time_us)
+        else:
+            step.update(status="retrying", error=json_text(error_of(fact.get("error"))))
+
+    def _step_completed(self, fact: Entry, execution: Row) -> None:
+        """Of a step that waited; an answer says it itself."""
+        if is_id(fact.get("stepId")) and "outputs" in fact.payload:
+            step = self._step(execution, fact.get("stepId"), fact)
+            outputs = json_text(fact.payload["outputs"])
+            begun = step["started_us"] if step["started_us"] is not None else fact.time_us
+            step.update(status="completed", outputs=outputs, started_us=begun)
+            step["ended_us"] = fact.time_us
+
+    def _undone(self, fact: Entry, execution: Row) -> None:
+        """StepUndone, StepNotUndone."""
+        if is_id(fact.get("stepId")):
+            step = self._step(execution, fact.get("stepId"), fact)
+            undone = fact.event == "StepUndone"
+            step["status"] = "undone" if undone else "not_undone"
+            if not undone:
+                step["error"] = json_text(error_of(fact.get("error")))
+
+    def _paused(self, _: Entry, execution: Row) -> None:
+        execution["status"] = "paused"
+
+    def _resumed(self, _: Entry, execution: Row) -> None:
+        execution["status"] = "running"
+
+    def _compensating(self, _: Entry, execution: Row) -> None:
+        execution["status"] = "compensating"
+        self._leave(execution, _)
+
     def _completed(self, fact: Entry, execution: Row) -> None:
         execution.update(status="completed", ended_us=fact.time_us)
+        if "outputs" in fact.payload:
+            execution["outputs"] = json_text(fact.payload["outputs"])
+
+    def _cancelled(self, fact: Entry, execution: Row) -> None:
+        execution.update(status="cancelled", ended_us=fact.time_us)
+        self._leave(execution, fact)
 
     def _failed(self, fact: Entry, execution: Row) -> None:
         error = json_text(error_of(fact.get("error")))
@@ -209,6 +261,21 @@ class Story:
             step = self._step(execution, fact.get("stepId"), fact)
             ended = step["ended_us"] if step["ended_us"] is not None else fact.time_us
             step.update(status="failed", error=error, ended_us=ended)
+        self._leave(execution, fact)
+
+    def _leave(self, execution: Row, fact: Entry) -> None:
+        """The steps that are under way are waited for no more."""
+        for step_id, step in self.steps.get(execution["id"], {}).items():
+            if step["status"] in UNDER_WAY:
+                self._step(execution, step_id, fact)
+                step.update(status="cancelled", ended_us=fact.time_us)
+
+    def judge(self, execution: Row) -> None:
+        """Whether an execution that runs does nothing but wait."""
+        if execution["status"] in ("running", "waiting"):
+            of = {step["status"] for step in self.steps.get(execution["id"], {}).values()}
+            waits = "running" not in of and not of.isdisjoint(("waiting", "retrying"))
+            execution["status"] = "waiting" if waits else "running"
 
     def _execution(self, message: Entry, said: dict[str, Any]) -> Row | None:
         """The execution that a message of the engine is about, made if it is the first one."""
@@ -243,6 +310,15 @@ class Story:
 
 FACTS = {
     "StepSkipped": Story._skipped,
+    "StepWaiting": Story._waits,
+    "StepRetrying": Story._waits,
+    "StepCompleted": Story._step_completed,
+    "StepUndone": Story._undone,
+    "StepNotUndone": Story._undone,
+    "ExecutionPaused": Story._paused,
+    "ExecutionResumed": Story._resumed,
+    "ExecutionCompensating": Story._compensating,
+    "ExecutionCancelled": Story._cancelled,
     "ExecutionCompleted": Story._completed,
     "ExecutionFailed": Story._failed,
     "DecisionFailed": Story._failed,
@@ -280,8 +356,8 @@ def _told(message: Entry) -> bool:
         return message.event in FACTS
     if message.kind == "request":
         return isinstance(message.metadata.get("step"), dict)
-    outputs = message.get("outputs")
-    return isinstance(outputs, dict) and is_id(outputs.get("executionId"))
+    outputs = message.get("outputs")  # of the command that started it, which has a position
+    return isinstance(outputs, dict) and is_id(outputs.get("executionId")) and "position" in outputs
 
 
 def _execution_of(message: Entry) -> str:

@@ -42,7 +42,7 @@ WHERE id = $1
 # one row per step of the version that ran; an execution without known steps is one row of NULLs
 _EXECUTION = """
 SELECT
-    e.id, e.workflow_id, e.version, e.status, e.inputs, e.error, e.output_step,
+    e.id, e.workflow_id, e.version, e.status, e.inputs, e.error, e.output_step, e.outputs,
     e.started_us / 1000 AS started, e.ended_us / 1000 AS ended,
     planned.step_id, coalesce(s.agent_id, planned.agent_id) AS agent_id, planned.action,
     coalesce(s.status, 'pending') AS step_status, coalesce(s.attempt, 0) AS attempt,
@@ -135,7 +135,7 @@ async def execution(pool: asyncpg.Pool, id: str) -> Json | None:
         "correlationId": first["id"],
         "status": first["status"],
         "inputs": _value(first["inputs"]),
-        "outputs": last[0] if last else None,
+        "outputs": last[0] if last and first["outputs"] is None else _value(first["outputs"]),
         "error": _value(first["error"]),
         "started": first["started"],
         "ended": first["ended"],

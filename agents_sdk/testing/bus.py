@@ -22,7 +22,8 @@ from agents_sdk.tokens import Place, Tokens
 from mcp_bus import log, subjects
 from mcp_bus.config import COMMAND_S, EVENTS_SHOWN_MAX, TEST_WAIT_S
 from mcp_bus.domain.decider import ADVANCED, Fold, Logged
-from mcp_bus.domain.executions import WORKFLOWS, Workflows
+from mcp_bus.domain.execution import Workflows
+from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.errors import BusError, MessageError, Refused
 from mcp_bus.messages import Message, is_error, parse

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mcp_bus import config, embedded, tokens
 from mcp_bus.domain.decider import Fold
-from mcp_bus.domain.executions import Workflows
+from mcp_bus.domain.execution import Workflows
 from mcp_bus.errors import BusError
 from mcp_bus.runtime import Runtime
 

@@ -25,7 +25,17 @@ from mcp_bus import subjects
 from mcp_bus.config import AGENTS_MAX
 from mcp_bus.domain import roles
 from mcp_bus.domain.agent import AGENT_KEPT, CAPABILITIES_MAX, Agent, Capability, Registration
-from mcp_bus.domain.decider import Decider, Draft, Key, Logged, answer, copy_of, event, refusal
+from mcp_bus.domain.decider import (
+    Decider,
+    Draft,
+    Key,
+    Logged,
+    Undecided,
+    answer,
+    copy_of,
+    event,
+    refusal,
+)
 from mcp_bus.domain.facts import FACTS, fact_of, moment, name_of, payload_of
 from mcp_bus.domain.frozen import Kept
 from mcp_bus.domain.load import Load, capable_of
@@ -332,7 +342,7 @@ def _unreachable(agents: Agents, target: str) -> BusError:
     return BusError(f"there is no agent {target}", code="unknown_agent")
 
 
-def _settle(agents: Agents, logged: Logged) -> None:
+def _settle(agents: Agents, logged: Logged, _: Undecided) -> None:
     agents.load.read(logged)
     fold_fact(agents, logged)
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
+from mcp_bus.config import OPERAND_BYTES_MAX
 from mcp_bus.domain.references import MISSING, Path, look_up, path_of
 from mcp_bus.errors import Finding, Refused
-from mcp_bus.strict_json import escape
+from mcp_bus.strict_json import dumps, escape
 
 PATTERN_CHARS_MAX = 256
 
@@ -71,6 +72,17 @@ def holds(condition: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
         for key, wanted in condition.items()
         for name, operand in _tests(wanted)
     )
+
+
+def operands(condition: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    """What a condition was judged by, by path; a large value is told by its size."""
+    found = {}
+    for key in condition:
+        value = look_up(path_of(key), context)
+        if value is not MISSING:
+            size = len(dumps(value))
+            found[key] = value if size <= OPERAND_BYTES_MAX else f"({size} bytes)"
+    return found
 
 
 def _tests(wanted: Any) -> list[tuple[str, Any]]:

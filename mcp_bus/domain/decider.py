@@ -11,8 +11,8 @@ says what to publish. Between the two stands the log: **what the log holds outra
   the next when the one before is settled; different keys do not wait for each other.
 - An output's id is HMAC(secret, log, decider, position of the input, index, count), prefixed by
   the position: nobody can guess it, and a copy is recognised wherever it stands in the log.
-- The request to an agent is always the last output of a decision: its answer may be stored right
-  behind it, and must find the decision complete.
+- Requests to agents are the last outputs of a decision. An answer that is stored before the last
+  of several is read when the decision is whole.
 - Time is that of the log. A test does not wait for it: ClockAdvanced, an observation of `_clock`,
   lets it count as later from there on, for a fold that is folded again too.
 """
@@ -76,6 +76,7 @@ class Undecided:
     key: Key
     count: int = 0  # outputs of the decision, known with the first that is read
     parts: dict[int, Logged] = field(default_factory=dict)
+    early: list[Logged] = field(default_factory=list)  # answers to parts, before it was whole
 
 
 S = TypeVar("S")
@@ -92,8 +93,8 @@ class Decider(Generic[S]):
     reads: Callable[[S, Subject], bool]
     # reads a message that is not an own output; the key if it is an input, else None
     accept: Callable[[S, Logged], Key | None]
-    # reads an own output whose decision is whole in the log
-    settle: Callable[[S, Logged], None]
+    # reads an own output whose decision, about this input, is whole in the log
+    settle: Callable[[S, Logged, Undecided], None]
     # positions of the messages that deciding an input needs, besides the input
     needs: Callable[[S, Logged], Iterable[int]]
     # what to publish; [] when there is nothing to say
@@ -128,8 +129,9 @@ class Fold(Generic[S]):
         self.position = position
         self.time = max(self.time, time)
 
-    def apply(self, logged: Logged) -> bool:
-        """Read the next message of the log; whether it became an input."""
+    def apply(self, logged: Logged) -> list[Logged]:
+        """Read the next message of the log; what became an input by it: itself, or the answers
+        that came before the decision that they answer was whole."""
         self.skip(logged.position, logged.time)
         message = logged.message
         if self.ahead:
@@ -138,13 +140,25 @@ class Fold(Generic[S]):
             if message.target == subjects.EPOCH:
                 self.epoch = logged.position
                 self.leader = str(message.payload.get("by", ""))
-            if message.payload.get("event") != EPOCH_BEGUN:
-                self._read_output(logged)  # an older release let executions be called like that
-            return False
+            if message.payload.get("event") == EPOCH_BEGUN:
+                return []  # an older release let executions be called like that
+            return [early for early in self._read_output(logged) if self._accept(early)]
         if message.source == subjects.CLOCK and message.payload.get("event") == ADVANCED:
             if message.target == self.decider.name:
                 self.ahead += _advanced(message)
-            return False
+            return []
+        if message.kind == "response" and (asking := self._deciding(message)) is not None:
+            asking.early.append(logged)
+            return []
+        return [logged] if self._accept(logged) else []
+
+    def _deciding(self, answer: Message) -> Undecided | None:
+        """The decision that an answer comes before the whole of."""
+        found = _OUTPUT_ID.match(answer.metadata.causation_id or "")
+        known = self.undecided.get(int(found[1])) if found else None
+        return known if found and known and int(found[2]) in known.parts else None
+
+    def _accept(self, logged: Logged) -> bool:
         key = self.decider.accept(self.state, logged)
         if key is None:
             return False
@@ -221,22 +235,24 @@ class Fold(Generic[S]):
     def _lacking(known: Undecided, outputs: list[Message]) -> list[Message]:
         return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
 
-    def _read_output(self, logged: Logged) -> None:
+    def _read_output(self, logged: Logged) -> list[Logged]:
+        """What came early, when the decision is whole."""
         found = _OUTPUT_ID.match(logged.message.metadata.message_id or "")
         known = self.undecided.get(int(found[1])) if found else None
         if found is None or known is None:
-            return  # a copy, or nothing of ours
+            return []  # a copy, or nothing of ours
         index, count = int(found[2]), int(found[3])
         known.count = known.count or count
         if count != known.count or index in known.parts:
-            return
+            return []
         known.parts[index] = logged
         if len(known.parts) < known.count:
-            return
+            return []
         del self.undecided[known.position]
         for part in sorted(known.parts):
-            self.decider.settle(self.state, known.parts[part])
+            self.decider.settle(self.state, known.parts[part], known)
         self._done(known)
+        return known.early
 
     def _done(self, known: Undecided) -> None:
         queue = self._queues[known.key]

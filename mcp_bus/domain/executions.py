@@ -2,8 +2,8 @@
 
 Its id is the id of the command that started it, and the correlation id of all that follows. The
 request that the engine sends is the fact that a step started; the first answer that belongs to it
-is the fact that the step ended; a skipped step and the end of an execution are facts of their
-own. State holds positions, not payloads: what a decision needs is read from the log.
+is the fact that the step ended; all else that happens to an execution is a fact of its own. State
+holds positions, not payloads: what a decision needs is read from the log.
 
 Time-outs count from the request's own place in the log (else an outage would time out everything
 at once) and come back as an observation of `_clock`: whichever stands first in the log, answer or
@@ -14,192 +14,133 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import TIMER_RETRY_MS, TOMBSTONE_TTL_MS
-from mcp_bus.domain import agents, roles, steps
-from mcp_bus.domain.agents import Agents, checked, command_of
-from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, answer, refusal
-from mcp_bus.domain.facts import fact_of, name_of
-from mcp_bus.domain.frozen import Kept
-from mcp_bus.domain.steps import Execution, Request
-from mcp_bus.domain.workflows import Definition, Model, Workflow, define
-from mcp_bus.errors import BusError, Refused
-from mcp_bus.messages import Id, Message, Text, is_error
-
-
-class Execute(Model):
-    """Inputs of `execute`; without a version the latest."""
-
-    workflow_id: Id
-    inputs: dict[str, Any] = Field(default_factory=dict)
-    version: Annotated[Text, Field(max_length=64)] | None = None
-
+from mcp_bus.config import IDEMPOTENCY_TTL_MS, TIMER_RETRY_MS, TOMBSTONE_TTL_MS
+from mcp_bus.domain import agents, commands, steps
+from mcp_bus.domain.agents import command_of
+from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
+from mcp_bus.domain.ends import ENDS
+from mcp_bus.domain.execution import Ended, Execution, Once, Request, Waiting, Workflows
+from mcp_bus.domain.facts import fact_of
+from mcp_bus.domain.workflows import Workflow
+from mcp_bus.errors import BusError
+from mcp_bus.messages import Message, is_error
 
 # whose events change this state; requests and answers all do, by the load of the agents
 SOURCES = (subjects.WORKFLOWS, subjects.REGISTRY, subjects.CLOCK)
 
 
-KEPT = Kept(Workflow, ("order", "json"), Workflow.validate)
-
-
-@dataclass(slots=True)
-class Workflows:
-    """Definitions, live executions, and the ids of those that ended not long ago."""
-
-    agents: Agents = field(default_factory=Agents)
-    known: dict[str, Annotated[Workflow, KEPT]] = field(default_factory=dict)
-    live: dict[str, Execution] = field(default_factory=dict)
-    ended: dict[str, int] = field(default_factory=dict)  # id -> log time
-    timers: list[tuple[int, str, str]] = field(default_factory=list)  # next try, execution, request
-
-
 def accept(state: Workflows, logged: Logged) -> Key | None:
-    """Commands, and what ends the request that a live execution waits for."""
+    """Commands, and what ends something that a live execution waits for."""
     message = logged.message
     if message.source == subjects.REGISTRY and message.kind == "event":
         agents.fold_fact(state.agents, logged)
         return None
     state.agents.load.read(logged)
-    if message.target == subjects.WORKFLOWS and message.kind == "request":
-        return _command_key(state, logged)
-    if message.target == subjects.WORKFLOWS and message.kind == "response":
-        return _close(state, message.metadata.correlation_id, _answers, logged)
     if message.source == subjects.CLOCK:
-        return _close(state, message.target, _times_out, logged)
+        return _timer_due(state, logged)
+    if message.target != subjects.WORKFLOWS:
+        return None
+    if message.kind == "request":
+        return _command_key(state, logged)
+    if message.kind == "response":
+        return _answered(state, logged)
+    _heard(state, logged)
     return None
 
 
-def settle(state: Workflows, logged: Logged) -> None:
+def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
     """Read an own output: what it says happened."""
     message = logged.message
-    payload = message.payload
-    name = name_of(message)
+    if known.key[0] == EXECUTION and known.key[1] in state.live:
+        state.live[known.key[1]].take(known.position)
     if message.kind == "response":
-        started = payload.get("outputs") if isinstance(payload, dict) else None
-        if isinstance(started, dict) and "executionId" in started:
-            _begin(state, started)
+        started = message.payload.get("outputs") if isinstance(message.payload, dict) else None
+        if isinstance(started, dict) and "position" in started:
+            _started(state, started, logged.time)
     elif message.kind == "request":
         state.agents.load.read(logged)
-        _ask(state, logged)
-    elif name == "WorkflowDefined":
-        state.known[message.target] = fact_of(message, logged.time, Workflow.TOPIC).mutate(None)
-    elif name == "WorkflowRevised":
-        fact_of(message, logged.time).mutate(state.known[message.target])
-    elif name == "StepSkipped":
-        state.live[message.target].index += 1
-    elif name in ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed"):
-        _end(state, message.target, logged.time)
+        _asked(state, logged)
+    elif message.payload.get("event") in FACTS:
+        FACTS[message.payload["event"]](state, logged)
 
 
 def needs(state: Workflows, logged: Logged) -> Iterable[int]:
-    """The command that started an execution, and the answers that its further steps name."""
+    """The command that started an execution, and the outputs and signals that its further steps
+    and its end name."""
     execution = state.live.get(_execution_of(logged.message))
-    if execution is None or logged.message.kind == "request":
+    if execution is None:
         return ()
-    ahead = _definition(state, execution).steps[execution.index :]
-    named = set().union(*(step.needed() for step in ahead))
-    return {execution.start, *(p for step, p in execution.answers.items() if step in named)}
+    definition = state.definition(execution)
+    ahead = [s for s in definition.steps if s.id not in execution.answers]
+    named = definition.named.union(*(step.named for step in ahead))
+    found = {execution.start, *(p for step, p in execution.answers.items() if step in named)}
+    if logged.message.kind == "request":  # it may end the execution, which gives what came last
+        found.update(list(execution.answers.values())[-1:])
+    for step in ahead:
+        if step.wait is not None and step.wait.signal is not None:
+            found.update(execution.signals.get(step.wait.signal, ()))
+    return found
 
 
 def oldest(state: Workflows, _: Iterable[Key]) -> int | None:
-    """The first command of which an execution lives; its answers stand behind it."""
+    """The first command of which an execution lives; all else that it needs stands behind it."""
     return min((execution.start for execution in state.live.values()), default=None)
 
 
 def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) -> list[Draft]:
-    """What follows from a command, an answer or a time-out."""
+    """What follows from a command, an answer or what is due."""
     message = logged.message
     if message.kind == "request":
         try:
-            action, inputs = command_of(message, COMMANDS)
-            return COMMANDS[action](state, logged, inputs)
+            action, inputs = command_of(message, commands.COMMANDS)
+            return commands.COMMANDS[action](state, logged, inputs, payloads)
         except BusError as error:
             return [refusal(logged, error)]
     execution = state.live.get(_execution_of(message))
     if execution is None:
         return []
-    definition = _definition(state, execution)
-    step = definition.steps[execution.index]
-    context = _context(execution, payloads)
-    if message.source == subjects.CLOCK:
-        slow = Refused(
-            f"{step.agent_id} did not answer {step.action} within {step.timeout_ms} ms",
-            code="step_timeout",
-            retryable=True,
-        )
-        return [steps.failed(logged, execution, step, slow)]
-    return steps.answered(logged, execution, step, context, definition, state.agents)
+    ended = execution.undecided[logged.position]
+    course = commands.course_of(state, logged, execution, payloads)
+    request = execution.requests.get(ended.request)
+    if request is None:
+        if ended.request in execution.waits:
+            course.waited(execution.waits[ended.request])
+    elif message.source == subjects.CLOCK:
+        course.timed_out(request, silent=ended.silent)
+    else:
+        course.answered(request)
+    return course.drafts
 
 
 def due(state: Workflows, time: int) -> list[tuple[str, Draft]]:
-    """The time-outs that a log time has passed; each comes again until it is read in the log."""
+    """What a log time has passed; each comes again until it is read in the log."""
     found = []
     while (at := next_due(state)) is not None and at <= time:
-        _, execution_id, request_id = heapq.heappop(state.timers)
-        heapq.heappush(state.timers, (time + TIMER_RETRY_MS, execution_id, request_id))
-        payload = {"event": "TimerDue", "requestId": request_id}
-        draft = Draft("event", execution_id, payload, execution_id, causation_id=request_id)
-        found.append((request_id, draft))
+        _, execution_id, name = heapq.heappop(state.timers)
+        heapq.heappush(state.timers, (time + TIMER_RETRY_MS, execution_id, name))
+        payload = {"event": "TimerDue", "requestId": name}
+        draft = Draft("event", execution_id, payload, execution_id, causation_id=name)
+        found.append((name, draft))
     return found
 
 
 def next_due(state: Workflows) -> int | None:
-    """When the next time-out is to be observed; timers of ended requests are forgotten here."""
+    """When something is to be observed next; what ended meanwhile is forgotten here."""
     while state.timers:
-        at, execution_id, request_id = state.timers[0]
+        at, execution_id, name = state.timers[0]
         execution = state.live.get(execution_id)
-        request = execution.request if execution else None
-        if request and request.message_id == request_id and not request.closed:
+        request = execution.requests.get(name) if execution else None
+        waits = execution is not None and name in execution.waits
+        if (request is None or request.closed) and not waits:
+            heapq.heappop(state.timers)
+        elif request is not None and request.due > at:  # it gave a sign of progress
+            heapq.heapreplace(state.timers, (request.due, execution_id, name))
+        else:
             return at
-        heapq.heappop(state.timers)
     return None
-
-
-# --- commands -------------------------------------------------------------------------------
-
-
-def _execute(state: Workflows, logged: Logged, inputs: Any) -> list[Draft]:
-    name = _execution_of(logged.message, logged.position)
-    if subjects.is_reserved(name):
-        raise Refused(
-            f"the id {name} is reserved, and would be the execution's", code="reserved_id"
-        )
-    roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
-    wanted: Execute = checked(Execute, inputs)
-    workflow = state.known.get(wanted.workflow_id)
-    if workflow is None:
-        raise Refused(f"there is no workflow {wanted.workflow_id}", code="unknown_workflow")
-    version = wanted.version or workflow.latest
-    if version not in workflow.versions:
-        raise Refused(
-            f"{wanted.workflow_id} has no version {version}",
-            code="unknown_workflow",
-            pointer="/version",
-        )
-    execution = Execution(name, wanted.workflow_id, version, logged.position)
-    started = {
-        "executionId": execution.id,
-        "workflowId": execution.workflow,
-        "version": version,
-        "status": "running",
-        "position": logged.position,
-    }
-    context = {"inputs": wanted.inputs, "steps": {}}
-    return [
-        answer(logged, {"outputs": started}),
-        *steps.advance(logged, execution, 0, context, workflow.versions[version], state.agents),
-    ]
-
-
-COMMANDS = {
-    "define": lambda state, logged, inputs: define(state.known, state.agents, logged, inputs),
-    "execute": _execute,
-}
 
 
 # --- reading the log --------------------------------------------------------------------------
@@ -211,102 +152,205 @@ def _command_key(state: Workflows, logged: Logged) -> Key | None:
     action = payload.get("action") if isinstance(payload, dict) else None
     inputs = payload.get("inputs") if isinstance(payload, dict) else None
     if action == "execute":
-        execution_id = _execution_of(logged.message, logged.position)
+        execution_id = commands.execution_of(logged)
         known = execution_id in state.live or execution_id in state.ended
+        once = commands.once_of(logged.message)
+        if once is not None:
+            return ("once", once)
         return None if known else (EXECUTION, execution_id)
-    named = inputs.get("id") if isinstance(inputs, dict) else None
-    return ("workflow", named) if isinstance(named, str) else ("position", str(logged.position))
+    on_execution = isinstance(action, str) and action in commands.ON_EXECUTIONS
+    name = "executionId" if on_execution else "id"
+    named = inputs.get(name) if isinstance(inputs, dict) else None
+    if not isinstance(named, str):
+        return ("position", str(logged.position))
+    return (EXECUTION if name == "executionId" else "workflow", named)
 
 
-def _execution_of(message: Message, position: int = 0) -> str:
-    """The execution that a message is about; of a command, the one that it starts."""
+def _execution_of(message: Message) -> str:
+    """The execution that a message is about; "" for none."""
     if message.kind == "event":
         return message.target
     if message.kind == "response":
         return message.metadata.correlation_id
-    own = message.metadata.message_id
-    return own if own is not None and subjects.is_id(own) else f"execution-{position}"
+    inputs = message.payload.get("inputs") if isinstance(message.payload, dict) else None
+    named = inputs.get("executionId") if isinstance(inputs, dict) else None
+    return named if isinstance(named, str) else ""
 
 
-def _close(state: Workflows, execution_id: str, ends: Any, logged: Logged) -> Key | None:
-    execution = state.live.get(execution_id)
-    if execution is None or execution.request is None or execution.request.closed:
-        return None
-    if not ends(state, execution, execution.request, logged):
-        return None
-    execution.request.closed = True
-    return (EXECUTION, execution_id)
-
-
-def _answers(state: Workflows, execution: Execution, request: Request, logged: Logged) -> bool:
+def _answered(state: Workflows, logged: Logged) -> Key | None:
+    """The first answer to a request, which may name it by nothing but the conversation."""
     message = logged.message
+    execution = state.live.get(message.metadata.correlation_id)
+    if execution is None:
+        return None
     cause = message.metadata.causation_id
-    if cause is not None and cause != request.message_id:
-        return False
     by_registry = message.source == subjects.REGISTRY and is_error(message.payload)
-    if message.source != request.agent and not by_registry:
-        return False
-    step = _definition(state, execution).steps[execution.index]
-    execution.answers[step.id] = logged.position
-    return True
+    open_ = [request for request in execution.requests.values() if not request.closed]
+    fitting = [request for request in open_ if cause in (None, request.message_id)]
+    if len(fitting) != 1 or not (by_registry or message.source == fitting[0].agent):
+        return None
+    fitting[0].closed = True
+    answered = steps.is_outputs(message.payload)
+    execution.undecided[logged.position] = Ended(fitting[0].message_id, answered)
+    return (EXECUTION, execution.id)
 
 
-def _times_out(_: Workflows, __: Execution, request: Request, logged: Logged) -> bool:
+def _timer_due(state: Workflows, logged: Logged) -> Key | None:
     payload = logged.message.payload
-    named = payload.get("requestId") if isinstance(payload, dict) else None
-    return named == request.message_id and logged.time >= request.deadline
+    execution = state.live.get(logged.message.target)
+    name = payload.get("requestId") if isinstance(payload, dict) else None
+    if execution is None or not isinstance(name, str):
+        return None
+    request, waiting = execution.requests.get(name), execution.waits.get(name)
+    if request is not None:
+        if request.closed or logged.time < request.due:
+            return None
+        request.closed = True
+    elif waiting is None or waiting.at is None or logged.time < waiting.at:
+        return None
+    silent = request is not None and logged.time < request.deadline
+    execution.undecided[logged.position] = Ended(name, False, silent)
+    return (EXECUTION, execution.id)
 
 
-def _begin(state: Workflows, started: Mapping[str, Any]) -> None:
-    execution = Execution(
-        started["executionId"], started["workflowId"], started["version"], started["position"]
-    )
-    state.live[execution.id] = execution
-
-
-def _ask(state: Workflows, logged: Logged) -> None:
+def _heard(state: Workflows, logged: Logged) -> None:
+    """An agent's sign of progress."""
     message = logged.message
-    step = (message.metadata.model_extra or {})["step"]
+    execution = state.live.get(message.metadata.correlation_id)
+    name = message.payload.get("requestId") if isinstance(message.payload, dict) else None
+    request = execution.requests.get(name) if execution and isinstance(name, str) else None
+    if request is not None and message.source == request.agent:
+        request.heard = logged.time
+
+
+# --- reading what was decided -----------------------------------------------------------------
+
+
+def _started(state: Workflows, started: Mapping[str, Any], time: int) -> None:
+    names = ("executionId", "workflowId", "version", "position")
+    execution = Execution(*(started[name] for name in names))
+    state.live[execution.id] = execution
+    once = started.get("once")
+    if once is not None:
+        state.once[once["key"]] = Once(execution.id, once["digest"], time)
+    while state.once and time - next(iter(state.once.values())).time >= IDEMPOTENCY_TTL_MS:
+        del state.once[next(iter(state.once))]
+
+
+def _asked(state: Workflows, logged: Logged) -> None:
+    message = logged.message
+    about: dict[str, Any] = (message.metadata.model_extra or {})["step"]
     execution = state.live[message.metadata.correlation_id]
-    order = _definition(state, execution).steps
-    execution.index = next(i for i, known in enumerate(order) if known.id == step["id"])
-    deadline = logged.time + step["timeoutMs"]
-    attempt = step["attempt"]
-    request = Request(message.metadata.message_id or "", message.target, deadline, attempt)
-    execution.request = request
-    heapq.heappush(state.timers, (deadline, execution.id, request.message_id))
+    step, deadline = about["id"], logged.time + about["timeoutMs"]
+    request = Request(
+        message.metadata.message_id or "",
+        step,
+        message.target,
+        about["attempt"],
+        deadline,
+        about.get("heartbeatTimeoutMs"),
+        logged.time,
+        about.get("undoes", False),
+    )
+    execution.requests[request.message_id] = request
+    if request.undoes:
+        execution.undo = [id for id in execution.undo if id != step]
+    _end_wait(execution, step)
+    heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
 
 
-def _end(state: Workflows, execution_id: str, time: int) -> None:
-    if state.live.pop(execution_id, None) is not None:
-        state.ended[execution_id] = time
+def _waits(state: Workflows, logged: Logged) -> None:
+    """StepWaiting, StepRetrying."""
+    said, execution = logged.message.payload, state.live[logged.message.target]
+    again = said["event"] == "StepRetrying"
+    at = said["dueAt"] if again else said["until"]
+    name = logged.message.metadata.message_id or ""
+    execution.waits[name] = Waiting(said["stepId"], at, said.get("signal"), again)
+    if again:
+        execution.answers.pop(said["stepId"], None)
+        execution.attempts[said["stepId"]] = said["attempt"]
+    if at is not None:
+        heapq.heappush(state.timers, (at, execution.id, name))
+
+
+def _completed(state: Workflows, logged: Logged) -> None:
+    """StepCompleted; of a step that waited it holds the outputs."""
+    said, execution = logged.message.payload, state.live[logged.message.target]
+    if "outputs" in said:
+        _end_wait(execution, said["stepId"])
+        execution.answers[said["stepId"]] = logged.position
+        for held in execution.signals.values():
+            if said.get("signal") in held:
+                held.remove(said["signal"])
+
+
+def _end_wait(execution: Execution, step: str) -> None:
+    for name in [name for name, waiting in execution.waits.items() if waiting.step == step]:
+        del execution.waits[name]
+
+
+def _skipped(state: Workflows, logged: Logged) -> None:
+    state.live[logged.message.target].skipped[logged.message.payload["stepId"]] = None
+
+
+def _signalled(state: Workflows, logged: Logged) -> None:
+    said = logged.message.payload
+    held = state.live[logged.message.target].signals.setdefault(said["name"], [])
+    held.append(said["position"])
+
+
+def _pause(state: Workflows, logged: Logged) -> None:
+    said = logged.message.payload
+    state.live[logged.message.target].paused = said["event"] == "ExecutionPaused"
+
+
+def _compensating(state: Workflows, logged: Logged) -> None:
+    said, execution = logged.message.payload, state.live[logged.message.target]
+    execution.ending, execution.undo = said["ending"], list(said["steps"])
+    execution.requests.clear()
+    execution.waits.clear()
+
+
+def _ended(state: Workflows, logged: Logged) -> None:
+    if state.live.pop(logged.message.target, None) is not None:
+        state.ended[logged.message.target] = logged.time
     while state.ended:
         oldest = next(iter(state.ended))
-        if time - state.ended[oldest] < TOMBSTONE_TTL_MS:
+        if logged.time - state.ended[oldest] < TOMBSTONE_TTL_MS:
             break
         del state.ended[oldest]
 
 
-def _definition(state: Workflows, execution: Execution) -> Definition:
-    return state.known[execution.workflow].versions[execution.version]
+def _defined(state: Workflows, logged: Logged) -> None:
+    fact = fact_of(logged.message, logged.time, Workflow.TOPIC)
+    state.known[logged.message.target] = fact.mutate(None)
 
 
-def _context(execution: Execution, payloads: Mapping[int, Message]) -> dict[str, Any]:
-    """What references are resolved against: the start's inputs and the answers so far."""
-    answers = {
-        step: {"outputs": payloads[position].payload["outputs"]}
-        for step, position in execution.answers.items()
-        if position in payloads and steps.is_outputs(payloads[position].payload)
-    }
-    inputs = payloads[execution.start].payload["inputs"].get("inputs", {})
-    return {"inputs": inputs, "steps": answers}
+def _revised(state: Workflows, logged: Logged) -> None:
+    fact_of(logged.message, logged.time).mutate(state.known[logged.message.target])
 
+
+FACTS = {
+    "WorkflowDefined": _defined,
+    "WorkflowRevised": _revised,
+    "StepWaiting": _waits,
+    "StepRetrying": _waits,
+    "StepCompleted": _completed,
+    "StepSkipped": _skipped,
+    "SignalReceived": _signalled,
+    "ExecutionPaused": _pause,
+    "ExecutionResumed": _pause,
+    "ExecutionCompensating": _compensating,
+    **dict.fromkeys(ENDS, _ended),
+}
 
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
     state=Workflows,
     shape=2,
-    reads=lambda _, subject: subject.kind != "event" or subject.source in SOURCES,
+    reads=lambda _, subject: (
+        subject.kind != "event" or subject.source in SOURCES or subject.target == subjects.WORKFLOWS
+    ),
     accept=accept,
     settle=settle,
     needs=needs,

@@ -34,7 +34,7 @@ _OF_ALL = ("id", "version", "created", "modified")  # of an aggregate
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """An output that was read, of a decision that is not whole."""
+    """An output that was read of a decision that is not whole, or an answer to one."""
 
     position: int
     time: int
@@ -49,6 +49,7 @@ class _Input:
     key: Key
     count: int
     parts: dict[int, _Part]
+    early: list[_Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,14 @@ def freeze(fold: Fold[Any]) -> bytes:
     ValueError where a value is of another type than the state says: it could not be read.
     """
     inputs = [
-        _Input(known.position, known.time, known.key, known.count, _parts(known.parts))
+        _Input(
+            known.position,
+            known.time,
+            known.key,
+            known.count,
+            {index: _part(logged) for index, logged in known.parts.items()},
+            [_part(logged) for logged in known.early],
+        )
         for known in fold.undecided.values()
     ]
     frozen = _Frozen(
@@ -85,11 +93,9 @@ def thaw(decider: Decider[S], secret: bytes, identity: str, data: bytes) -> Fold
     fold.position, fold.time, fold.ahead = frozen.position, frozen.time, frozen.ahead
     fold.epoch, fold.leader = frozen.epoch, frozen.leader
     for known in frozen.undecided:
-        parts = {
-            index: Logged(part.position, part.time, parse(part.data.encode(), part.subject))
-            for index, part in known.parts.items()
-        }
-        fold.wait(Undecided(known.position, known.time, known.key, known.count, parts))
+        parts = {index: _logged(part) for index, part in known.parts.items()}
+        early = [_logged(part) for part in known.early]
+        fold.wait(Undecided(known.position, known.time, known.key, known.count, parts, early))
     if freeze(fold) != data:
         raise ValueError("it says other things than are read")
     return fold
@@ -138,11 +144,13 @@ class Kept(Generic[A]):
         return aggregate
 
 
-def _parts(parts: dict[int, Logged]) -> dict[int, _Part]:
-    return {
-        index: _Part(part.position, part.time, part.message.subject, part.message.encode().decode())
-        for index, part in parts.items()
-    }
+def _part(logged: Logged) -> _Part:
+    message = logged.message
+    return _Part(logged.position, logged.time, message.subject, message.encode().decode())
+
+
+def _logged(part: _Part) -> Logged:
+    return Logged(part.position, part.time, parse(part.data.encode(), part.subject))
 
 
 _adapters: dict[type[Any], TypeAdapter[_Frozen[Any]]] = {}  # each takes 20 ms to make

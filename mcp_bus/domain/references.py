@@ -1,6 +1,7 @@
 """References: how a later step names what an earlier one gave.
 
     "${steps.fetch.outputs.items[0].name}"     "${inputs.repo}"     "top ${inputs.n} of ${…}"
+    "${execution.id}"     and, in the outputs of a step, "${result.lines}"
 
 A text that is one reference takes the value with its JSON type; references inside a longer text
 become text. Which steps a value needs is known without running it, so that a definition is
@@ -29,7 +30,7 @@ _PART = re.compile(r"(?:^|\.)([A-Za-z0-9_][A-Za-z0-9_-]*)|\[([0-9]{1,9})\]")
 def path_of(text: str) -> Path:
     """`steps.a.outputs.x[0]` as its parts; Refused `unknown_reference` for anything else.
 
-    The root is `inputs` or `steps.ID.outputs`.
+    The root is `inputs`, `steps.ID.outputs`, `execution.id`, or the `result` of a step.
     """
     parts: list[str | int] = []
     at = 0
@@ -39,12 +40,15 @@ def path_of(text: str) -> Path:
             raise Refused(f"{text!r} is not a path (at {at})", code="unknown_reference")
         parts.append(found[1] if found[1] is not None else int(found[2]))
         at = found.end()
-    rooted = parts[:1] == ["inputs"] or (
-        len(parts) >= 3 and parts[0] == "steps" and parts[2] == "outputs"
+    rooted = (
+        parts[:1] in (["inputs"], ["result"])
+        or parts == ["execution", "id"]
+        or (len(parts) >= 3 and parts[0] == "steps" and parts[2] == "outputs")
     )
     if not rooted:
         raise Refused(
-            f"{text!r} begins neither with inputs nor with steps.ID.outputs",
+            f"{text!r} begins neither with inputs nor with steps.ID.outputs, and is not "
+            "execution.id",
             code="unknown_reference",
         )
     return tuple(parts)
@@ -64,7 +68,7 @@ def references(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
 
 
 def step_of(path: Path) -> str | None:
-    """The step that a path needs, None for the execution's inputs."""
+    """The step that a path needs, None for what needs none."""
     return str(path[1]) if path[0] == "steps" else None
 
 

@@ -1,9 +1,12 @@
-"""The course of an execution: from an answer to the next request, or to the end. Pure."""
+"""The course of an execution: what follows from one input, to the next requests or the end. Pure.
+
+Facts come first and requests last: an answer may be stored right behind its request. An input
+from which nothing else follows is settled by StepCompleted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from mcp_bus import subjects
@@ -11,160 +14,372 @@ from mcp_bus.config import MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged
+from mcp_bus.domain.definitions import Asking, Definition, Step, Wait
+from mcp_bus.domain.ends import CANCELLED, COMPLETED, FAILED
+from mcp_bus.domain.execution import Execution, Request, Waiting
 from mcp_bus.domain.outstanding import LOST
 from mcp_bus.domain.references import resolve
-from mcp_bus.domain.workflows import Definition, Step
+from mcp_bus.domain.waits import delay_ms, moment_of
 from mcp_bus.errors import BusError, Refused
-from mcp_bus.messages import dumps, is_error
+from mcp_bus.messages import Message, dumps, is_error
 
 # what an envelope around a step's inputs takes at most
 ENVELOPE_BYTES_MAX = 4096
 
 
-@dataclass(slots=True)
-class Request:
-    """The request that an execution waits for; `message` keeps what an answer must fit."""
+class Course:
+    """One decision about one execution, which it leaves as it is; `drafts` is what follows.
 
-    message_id: str
-    agent: str
-    deadline: int  # log time, Unix ms
-    attempt: int = 1
-    closed: bool = False  # an answer or a time-out stands in the log
+    `context`: what references are resolved against, {"inputs", "steps": {id: {"outputs"}}}.
+    """
 
+    def __init__(
+        self,
+        logged: Logged,
+        execution: Execution,
+        definition: Definition,
+        context: dict[str, Any],
+        agents: Agents,
+    ) -> None:
+        self._logged = logged
+        self._execution = execution
+        self._definition = definition
+        self._context = context
+        self._agents = agents
+        self._ended = {*execution.answers, *execution.skipped}
+        self._busy = execution.busy()
+        self._signals = {name: list(held) for name, held in execution.signals.items()}
+        self._facts: list[Draft] = []
+        self._cancels: list[Draft] = []
+        self._requests: list[Draft] = []
+        self._over = False
+        # what the execution gives by default, unless it is what the answer before its end gives
+        self._last: Any = None
 
-@dataclass(slots=True)
-class Execution:
-    """A live execution; `index` is the step that runs or comes next."""
+    @property
+    def drafts(self) -> list[Draft]:
+        return [*self._facts, *self._cancels, *self._requests]
 
-    id: str
-    workflow: str
-    version: str
-    start: int  # position of its command
-    index: int = 0
-    request: Request | None = None
-    answers: dict[str, int] = field(default_factory=dict)  # step -> position of its answer
+    # --- inputs
 
+    def begin(self) -> None:
+        """The execution has just been started."""
+        self._advance()
 
-def answered(
-    logged: Logged,
-    execution: Execution,
-    step: Step,
-    context: dict[str, Any],
-    definition: Definition,
-    agents: Agents,
-) -> list[Draft]:
-    """An answer ends its step: on to the next one, or the execution fails with it."""
-    payload = logged.message.payload
-    if is_error(payload):
-        error = BusError.from_json(payload["error"])
-        if error.code == LOST and logged.message.source == subjects.REGISTRY:
-            attempt = execution.request.attempt + 1 if execution.request else 1
-            return [_request(logged, execution, step, context, agents, attempt)]
-        return [failed(logged, execution, step, error, origin="agent")]
-    if not is_outputs(payload):
-        bad = Refused(
-            f"{step.agent_id} answered neither outputs nor error", code="malformed_answer"
-        )
-        return [failed(logged, execution, step, bad)]
-    context["steps"][step.id] = {"outputs": payload["outputs"]}
-    if not conditions.holds(step.post, context):
-        broken = Refused(
-            f"the post-condition of {step.id} does not hold: {dumps(step.post).decode()}",
-            code="postcondition_failed",
-        )
-        return [failed(logged, execution, step, broken)]
-    return advance(logged, execution, execution.index + 1, context, definition, agents)
+    def answered(self, request: Request) -> None:
+        """The input is the first answer to a request."""
+        payload, source = self._logged.message.payload, self._logged.message.source
+        step = self._definition.by_id[request.step]
+        refused = BusError.from_json(payload["error"]) if is_error(payload) else None
+        if refused is not None and refused.code == LOST and source == subjects.REGISTRY:
+            return self._ask_anew(step, request)
+        if request.undoes:
+            return self._undone(request, payload)
+        if refused is not None:
+            return self._failed(step, request.attempt, refused, origin="agent")
+        try:
+            if not is_outputs(payload):
+                raise Refused(
+                    f"{request.agent} answered neither outputs nor error", code="malformed_answer"
+                )
+            outputs = given(step, payload["outputs"])
+            self._last = outputs if step.gives else None
+            self._context["steps"][step.id] = {"outputs": outputs}
+            if not conditions.holds(step.post, self._context):
+                raise Refused(
+                    f"the post-condition of {step.id} does not hold: {dumps(step.post).decode()}",
+                    code="postcondition_failed",
+                )
+        except BusError as error:
+            return self._failed(step, request.attempt, error)
+        self._completed(step)
+        if not self.drafts:
+            self._say("StepCompleted", stepId=step.id)
+        return None
 
+    def timed_out(self, request: Request, *, silent: bool) -> None:
+        """The input says that a request has waited for its answer, or for a sign, long enough."""
+        step = self._definition.by_id[request.step]
+        if silent:
+            passed, code = step.heartbeat_timeout_ms, "heartbeat_timeout"
+            detail = f"{request.agent} gave no sign of progress with {step.action} for {passed} ms"
+        else:
+            code = "step_timeout"
+            detail = f"{request.agent} did not answer {step.action} within {step.timeout_ms} ms"
+        error = Refused(detail, code=code, retryable=True)
+        if request.undoes:
+            return self._undone(request, {"error": error.as_json()})
+        self._cancel(request)
+        return self._failed(step, request.attempt, error)
 
-def advance(
-    logged: Logged,
-    execution: Execution,
-    index: int,
-    context: dict[str, Any],
-    definition: Definition,
-    agents: Agents,
-) -> list[Draft]:
-    """Skip what is to be skipped, then ask for the next step, or complete."""
-    drafts: list[Draft] = []
-    for step in definition.steps[index:]:
-        if conditions.holds(step.pre, context):
-            return [*drafts, _request(logged, execution, step, context, agents)]
-        skipped = {"event": "StepSkipped", "stepId": step.id}
-        drafts.append(_event(logged, execution, skipped))
-    completed = {
-        "event": "ExecutionCompleted",
-        "workflowId": execution.workflow,
-        "version": execution.version,
-    }
-    return [*drafts, _event(logged, execution, completed)]
+    def waited(self, waiting: Waiting) -> None:
+        """The input says that the time of a step that waits is over."""
+        step = self._definition.by_id[waiting.step]
+        self._busy.discard(step.id)
+        if waiting.signal is not None:
+            detail = f"no signal {waiting.signal} came within {step.timeout_ms} ms"
+            return self._failed(step, 1, Refused(detail, code="signal_timeout"))
+        if not waiting.again:
+            self._waited_for(step, {})
+        self._advance()
+        if not self.drafts:
+            self._say("StepReady", stepId=step.id)
+        return None
 
+    def signalled(self, name: str, payload: Any) -> None:
+        """The input is a signal: for the step that waits for it, or for one that will."""
+        for waiting in self._execution.waits.values():
+            if waiting.signal == name:
+                self._waited_for(self._definition.by_id[waiting.step], payload)
+                return self._advance()
+        return self._say("SignalReceived", name=name, position=self._logged.position)
 
-def _request(
-    logged: Logged,
-    execution: Execution,
-    step: Step,
-    context: Mapping[str, Any],
-    agents: Agents,
-    attempt: int = 1,
-) -> Draft:
-    """The request of a step, or the failure to make one."""
-    needed = subjects.capability_in(step.agent_id)
-    target = step.agent_id
-    try:
-        inputs = resolve(step.inputs, context)
+    def paused(self) -> None:
+        """No step begins from here on."""
+        self._say("ExecutionPaused")
+
+    def resumed(self) -> None:
+        """Go on with what is ready."""
+        self._say("ExecutionResumed")
+        for step in self._execution.answers:
+            self._last = self._context["steps"].get(step, {}).get("outputs")
+        self._advance(paused=False)
+
+    def cancelled(self, by: str) -> None:
+        """End it, and undo what is to be undone."""
+        self._end({"event": CANCELLED, **self._version(), "by": by})
+
+    # --- the way on
+
+    def _completed(self, step: Step) -> None:
+        self._busy.discard(step.id)
+        self._ended.add(step.id)
+        self._advance()
+
+    def _waited_for(self, step: Step, outputs: Any, **more: Any) -> None:
+        """A wait is over; its outputs are what the signal brought."""
+        self._busy.discard(step.id)
+        self._ended.add(step.id)
+        self._context["steps"][step.id] = {"outputs": outputs}
+        self._last = outputs
+        self._say("StepCompleted", stepId=step.id, outputs=outputs, **more)
+
+    def _advance(self, *, paused: bool | None = None) -> None:
+        """Begin what is ready, skip what is to be skipped, and complete when all has ended."""
+        if (self._execution.paused if paused is None else paused) or self._execution.ending:
+            return
+        again = True
+        while again and not self._over:
+            again = False
+            for step in self._definition.steps:
+                ready = self._definition.needs[step.id] <= self._ended
+                if ready and step.id not in self._ended and step.id not in self._busy:
+                    again = self._begin(step) or again
+                    if self._over:
+                        return
+        if len(self._ended) == len(self._definition.steps):
+            self._complete()
+
+    def _begin(self, step: Step) -> bool:
+        """Begin a step; whether it has ended by that already."""
+        if step.id not in self._execution.attempts and not conditions.holds(
+            step.pre, self._context
+        ):
+            self._ended.add(step.id)
+            self._say("StepSkipped", stepId=step.id, **self._operands(step))
+            if step.on_skip == "fail":
+                detail = f"the pre-condition of {step.id} does not hold: {dumps(step.pre).decode()}"
+                self._end(self._failure(step, Refused(detail, code="step_skipped"), "engine"))
+            return True
+        attempt = self._execution.attempts.get(step.id, 1)
+        try:
+            if step.wait is not None:
+                return self._wait(step, step.wait)
+            self._busy.add(step.id)
+            if step.asking is not None:
+                self._ask(step, step.asking, attempt)
+        except BusError as error:
+            self._failed(step, attempt, error)
+        return False
+
+    def _wait(self, step: Step, wait: Wait) -> bool:
+        """Begin a step that waits; whether the signal is there already."""
+        held = self._signals.get(wait.signal or "")
+        if held:
+            position = held.pop(0)
+            self._waited_for(step, self._context["signals"][position], signal=position)
+            return True
+        self._busy.add(step.id)
+        wait = wait.model_copy(update=resolve(wait.model_dump(), self._context))
+        at = moment_of(wait, self._logged.time)
+        if wait.signal is not None and step.signal_timeout_ms is not None:
+            at = self._logged.time + step.signal_timeout_ms
+        self._say("StepWaiting", stepId=step.id, until=at, signal=wait.signal)
+        return False
+
+    def _ask(self, step: Step, asked: Asking, attempt: int, **more: Any) -> None:
+        """The request of a step, or of what undoes it; raises BusError where none can be made."""
+        target, needed = asked.agent_id, subjects.capability_in(asked.agent_id)
+        inputs = resolve(asked.inputs, self._context)
         size = len(dumps(inputs))
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
         if needed is not None:
-            target = agents.choose(needed, step.action, logged.time)
-    except BusError as error:
-        return failed(logged, execution, step, error)
-    cause = logged.message.metadata
-    return Draft(
-        "request",
-        target,
-        {"action": step.action, "inputs": inputs},
-        execution.id,
-        causation_id=cause.message_id,
-        traceparent=cause.traceparent,
-        step={
-            "workflowId": execution.workflow,
-            "version": execution.version,
-            "id": step.id,
-            "attempt": attempt,
-            "timeoutMs": step.timeout_ms,
-        },
-        capabilities=(needed,) if needed is not None else (),
-    )
+            target = self._agents.choose(needed, asked.action, self._logged.time)
+        about = {**self._version(), "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
+        for name, value in (
+            ("heartbeatTimeoutMs", step.heartbeat_timeout_ms),
+            ("queueTimeoutMs", step.queue_timeout_ms),
+        ):
+            if value is not None:
+                about[name] = value
+        cause = self._logged.message.metadata
+        self._requests.append(
+            Draft(
+                "request",
+                target,
+                {"action": asked.action, "inputs": inputs},
+                self._execution.id,
+                causation_id=cause.message_id,
+                traceparent=cause.traceparent,
+                step={**about, **self._operands(step), **more},
+                capabilities=(needed,) if needed is not None else (),
+            )
+        )
 
+    def _operands(self, step: Step) -> dict[str, Any]:
+        """What the pre-condition was judged by, to be recorded."""
+        return {"operands": conditions.operands(step.pre, self._context)} if step.pre else {}
 
-def failed(
-    logged: Logged, execution: Execution, step: Step, error: BusError, origin: str = "engine"
-) -> Draft:
-    failed = {
-        "event": "ExecutionFailed",
-        "workflowId": execution.workflow,
-        "version": execution.version,
-        "stepId": step.id,
-        "origin": origin,
-        "error": error.as_json(),
-    }
-    return _event(logged, execution, failed)
+    def _ask_anew(self, step: Step, request: Request) -> None:
+        """The log lost a request, or its answer: nobody knows whether it was done."""
+        asked = step.compensate if request.undoes else step.asking
+        more = {"undoes": True} if request.undoes else {}
+        try:
+            if asked is not None:
+                self._ask(step, asked, request.attempt + 1, **more)
+        except BusError as error:
+            if request.undoes:
+                return self._undone(request, {"error": error.as_json()})
+            return self._failed(step, request.attempt, error)
+        return None
 
+    # --- failing and ending
 
-def _event(logged: Logged, execution: Execution, payload: dict[str, Any]) -> Draft:
-    """A fact about an execution, always in its own conversation."""
-    cause = logged.message.metadata
-    return Draft(
-        "event",
-        execution.id,
-        payload,
-        execution.id,
-        causation_id=cause.message_id,
-        traceparent=cause.traceparent,
-    )
+    def _failed(self, step: Step, attempt: int, error: BusError, origin: str = "engine") -> None:
+        """Ask again later, or end."""
+        retry = step.retry
+        self._busy.discard(step.id)
+        if (
+            retry is None
+            or attempt >= retry.max_attempts
+            or not error.retryable
+            or error.code in retry.non_retryable
+        ):
+            return self._end(self._failure(step, error, origin))
+        due = self._logged.time + delay_ms(retry, attempt, f"{self._execution.id}|{step.id}")
+        said = {"stepId": step.id, "attempt": attempt + 1, "dueAt": due, "origin": origin}
+        return self._say("StepRetrying", **said, error=error.as_json())
+
+    def _failure(self, step: Step, error: BusError, origin: str) -> dict[str, Any]:
+        said = {"stepId": step.id, "origin": origin, "error": error.as_json()}
+        return {"event": FAILED, **self._version(), **said}
+
+    def _complete(self) -> None:
+        said: dict[str, Any] = {"event": COMPLETED, **self._version()}
+        try:
+            if self._definition.outputs is not None:
+                said["outputs"] = resolve(self._definition.outputs, self._context)
+            elif self._last is not None:
+                said["outputs"] = self._last
+        except BusError as error:
+            return self._end(self._failure(self._definition.steps[-1], error, "engine"))
+        self._over = True
+        return self._fact(said)
+
+    def _end(self, fact: dict[str, Any]) -> None:
+        """Call back what is under way, undo what was done, and say how it ended."""
+        self._over = True
+        self._requests.clear()
+        for request in self._execution.requests.values():
+            if request.step in self._busy:
+                self._cancel(request)
+        done = [id for id in self._execution.answers if self._definition.by_id[id].compensate]
+        if not done:
+            return self._fact(fact)
+        self._say("ExecutionCompensating", steps=done[::-1], ending=fact)
+        return self._undo(done[::-1], fact)
+
+    def _undone(self, request: Request, payload: Any) -> None:
+        """A step was undone, or could not be: on to the next."""
+        self._undone_or_not(request.step, payload)
+        if self._execution.ending is not None:
+            self._undo(self._execution.undo, self._execution.ending)
+
+    def _undone_or_not(self, step: str, payload: Any) -> None:
+        if is_outputs(payload):
+            return self._say("StepUndone", stepId=step)
+        error = payload["error"] if is_error(payload) else {"code": "malformed_answer"}
+        return self._say("StepNotUndone", stepId=step, error=error)
+
+    def _undo(self, steps: list[str], ending: dict[str, Any]) -> None:
+        for id in steps:
+            step = self._definition.by_id[id]
+            try:
+                if step.compensate is not None:
+                    return self._ask(step, step.compensate, 1, undoes=True)
+            except BusError as error:
+                self._undone_or_not(id, {"error": error.as_json()})
+        return self._fact(ending)
+
+    def _cancel(self, request: Request) -> None:
+        """Tell an agent that nobody waits for its answer any more."""
+        cause = self._logged.message.metadata
+        payload = {"event": "Cancel", "requestId": request.message_id}
+        self._cancels.append(
+            Draft(
+                "event",
+                request.agent,
+                payload,
+                self._execution.id,
+                causation_id=request.message_id,
+                traceparent=cause.traceparent,
+            )
+        )
+
+    # --- saying
+
+    def _version(self) -> dict[str, Any]:
+        return {"workflowId": self._execution.workflow, "version": self._execution.version}
+
+    def _say(self, event: str, **payload: Any) -> None:
+        self._fact({"event": event, **payload})
+
+    def _fact(self, payload: Mapping[str, Any]) -> None:
+        """A fact about the execution, always in its own conversation."""
+        cause = self._logged.message.metadata
+        self._facts.append(
+            Draft(
+                "event",
+                self._execution.id,
+                dict(payload),
+                self._execution.id,
+                causation_id=cause.message_id,
+                traceparent=cause.traceparent,
+            )
+        )
 
 
 def is_outputs(payload: object) -> bool:
     """Whether an answer's payload carries outputs."""
     return isinstance(payload, dict) and "outputs" in payload
+
+
+def outputs_of(step: Step, ended: Message) -> Any:
+    """What a step gives to others: of its agent's answer, or of the fact that it has waited."""
+    return given(step, ended.payload["outputs"])
+
+
+def given(step: Step, result: Any) -> Any:
+    """What a step gives of its result."""
+    return resolve(step.gives, {"result": result}) if step.gives else result

@@ -187,9 +187,9 @@ class Session(Generic[S]):
         except MessageError:
             self._fold.skip(record.position, record.time)  # the recorder keeps it in quarantine
             return
-        if self._fold.apply(Logged(record.position, record.time, message)):
-            self._since[record.position] = _now()
-            self._messages.keep(record.position, message)
+        for read in self._fold.apply(Logged(record.position, record.time, message)):
+            self._since[read.position] = _now()
+            self._messages.keep(read.position, read.message)
 
     def _forget_settled(self) -> None:
         undecided = self._fold.undecided

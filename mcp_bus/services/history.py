@@ -110,10 +110,9 @@ async def refused(runtime: Runtime, error: LogWentBack) -> None:
     await asyncio.sleep(REPAIR_RETRY_S)
 
 
-def read(fold: Fold[Any], message: Message, position: int, time: int) -> bool:
-    """The next message of the history into a fold; whether it became an input."""
-    subject = subjects.parse(message.subject)
-    if not fold.decider.reads(fold.state, subject):
+def read(fold: Fold[Any], message: Message, position: int, time: int) -> None:
+    """Read the next message of the history into a fold."""
+    if fold.decider.reads(fold.state, subjects.parse(message.subject)):
+        fold.apply(Logged(position, time, message))
+    else:
         fold.skip(position, time)
-        return False
-    return fold.apply(Logged(position, time, message))

@@ -4,9 +4,11 @@ CREATE TABLE executions (
     id          text PRIMARY KEY,           -- also the correlation id of all its messages
     workflow_id text NOT NULL,
     version     text NOT NULL,
-    status      text NOT NULL,              -- running, completed, failed
+    status      text NOT NULL,              -- running, waiting, paused, compensating;
+                                            -- completed, failed, cancelled
     inputs      json,
     output_step text,                       -- the last step that completed: its outputs are ours
+    outputs     json,                       -- where the engine named them
     error       json,                       -- {code, message, retryable, details}
     started_us  bigint NOT NULL,            -- log time of the command, Unix µs
     ended_us    bigint,
@@ -29,7 +31,8 @@ CREATE TABLE execution_steps (
     step_id           text NOT NULL,
     agent_id          text,
     action            text,
-    status            text NOT NULL,        -- running, completed, skipped, failed
+    status            text NOT NULL,        -- running, waiting, retrying, completed, skipped, failed,
+                                            -- cancelled, undoing, undone, not_undone
     attempt           integer NOT NULL,
     inputs            json,
     outputs           json,

@@ -100,13 +100,14 @@ async def test_a_wrong_body_is_told_where(
 
 
 async def test_all_findings_come_in_one_answer(alone: Rest) -> None:
-    """A body with three faults is told all three."""
-    said = await alone.call("POST", "/workflows", {"id": "a b", "steps": [{"id": "s"}]})
+    """A body with four faults is told all four."""
+    step = {"id": "s", "agentId": 3, "action": "x y"}
+    said = await alone.call("POST", "/workflows", {"id": "a b", "steps": [step]})
     assert {
         ("/id", "bad_id"),
         ("/name", "missing"),
-        ("/steps/0/agentId", "missing"),
-        ("/steps/0/action", "missing"),
+        ("/steps/0/agentId", "wrong_type"),
+        ("/steps/0/action", "bad_id"),
     } == set(said.codes)
 
 

@@ -52,15 +52,16 @@ async def test_a_version_never_changes(busy: Rest) -> None:
 
 
 async def test_a_senseless_workflow_is_told_everything(busy: Rest) -> None:
-    """Unknown agents and actions, and references to nowhere, each with a pointer, in one answer."""
+    """Circles and references to nowhere, each with a pointer, in one answer."""
     wrong = workflow("say", "sing")
     wrong["steps"][0]["inputs"]["text"] = "${steps.s2.outputs.text}"
-    wrong["steps"][1]["agentId"] = "nobody"
+    wrong["outputs"] = {"x": "${steps.s3.outputs}"}
     said = await busy.call("POST", "/workflows", wrong)
     assert said.status == 422
     assert set(said.codes) == {
         ("/steps/0/inputs/text", "circular_reference"),
-        ("/steps/1/agentId", "unknown_agent"),
+        ("/steps/1/inputs/text", "circular_reference"),
+        ("/outputs/x", "unknown_reference"),
     }
     assert (await busy.call("GET", "/workflows/relay")).body["code"] == "unknown_workflow"
 

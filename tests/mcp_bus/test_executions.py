@@ -8,6 +8,7 @@ import pytest
 
 from mcp_bus import subjects
 from mcp_bus.domain.decider import Undecided, failed
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, step, workflow
@@ -45,8 +46,9 @@ def advanced(history: History, ms: Any) -> None:
 
 
 def ending(history: History) -> dict[str, Any]:
-    payload: dict[str, Any] = history.log[-1].message.payload
-    return payload
+    """The last fact that ended an execution."""
+    said = (logged.message for logged in reversed(history.log))
+    return next(m.payload for m in said if m.kind == "event" and m.payload["event"] in ENDS)
 
 
 def called(history: History, name: str) -> list[Message]:

@@ -123,16 +123,15 @@ def test_a_step_names_a_capability() -> None:
 
 
 def test_a_step_that_nobody_can_do() -> None:
-    """Refused when no agent is known for it; failed when none is active at its time."""
+    """A warning when no agent is known for it; failed when none is active at its time."""
     history = three()
     wrong = workflow(step("x", agentId="capability:none"), step("y", agentId="capability:"))
     assert errors_of(history.command("workflows", "define", wrong)) == [
         ("bad_id", "/steps/1/agentId")
     ]
-    wrong = workflow(step("x", agentId="capability:none"))
-    assert errors_of(history.command("workflows", "define", wrong)) == [
-        ("no_capable_agent", "/steps/0/agentId")
-    ]
+    vain = workflow(step("x", agentId="capability:none"))
+    (warning,) = history.command("workflows", "define", vain)["outputs"]["warnings"]
+    assert (warning["code"], warning["pointer"]) == ("no_capable_agent", "/steps/0/agentId")
     history.command("workflows", "define", workflow(step("x", agentId="capability:c")))
     for name in ("a", "b", "z"):
         history.command("registry", "revoke", {"id": name})

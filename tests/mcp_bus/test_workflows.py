@@ -49,7 +49,7 @@ def test_a_version_never_changes(history: History) -> None:
 
 
 def test_every_finding_comes_in_one_answer(history: History) -> None:
-    """Ids, references, conditions, agents and actions are all checked."""
+    """Ids, references and conditions are all checked."""
     refused = define(
         history,
         step("a", inputs={"x": ["${steps.b.outputs.y}", "${steps.a.outputs}", "${inputs.q}"]}),
@@ -69,10 +69,23 @@ def test_every_finding_comes_in_one_answer(history: History) -> None:
         ("bad_condition", "/steps/3/conditions/post/steps.c.outputs.t/matches"),
         ("unknown_reference", "/steps/4/conditions/pre/nonsense"),
         ("unknown_reference", "/steps/5/inputs/a~1b"),
-        ("unknown_agent", "/steps/1/agentId"),
-        ("unknown_action", "/steps/2/action"),
     }
     assert history.facts("workflows") == []
+
+
+def test_unknown_agents_and_actions_are_warnings(history: History) -> None:
+    """They may be registered before the workflow is run."""
+    outputs = define(
+        history,
+        step("a", agentId="nobody"),
+        step("b", action="fly", compensate={"agentId": "capability:x", "action": "land"}),
+    )["outputs"]
+    assert outputs["created"]
+    assert [(w["code"], w["pointer"]) for w in outputs["warnings"]] == [
+        ("unknown_agent", "/steps/0/agentId"),
+        ("unknown_action", "/steps/1/action"),
+        ("no_capable_agent", "/steps/1/compensate/agentId"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from mcp_bus.cli import main
 from mcp_bus.config import PREFIX, Settings
 from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
+from mcp_bus.domain.commands import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.decider import Undecided, failed
-from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import CODES
@@ -173,6 +173,42 @@ def examples() -> dict[str, dict[str, Any]]:
     return found
 
 
+def _special_courses(history: History) -> None:
+    """Executions that wait, are asked again, paused, cancelled and undone."""
+    undo = {"agentId": "echo", "action": "echo"}
+
+    def run(*steps: dict[str, Any]) -> str:
+        history.command("workflows", "define", workflow(*steps))
+        started = history.command("workflows", "execute", {"workflowId": "w"})
+        return str(started["outputs"]["executionId"])
+
+    def reply(payload: dict[str, Any]) -> None:
+        asked = history.requests()[-1]
+        history.say(Message.answer(asked, asked.target, payload))
+
+    def tell(action: str, **inputs: Any) -> None:
+        history.command("workflows", action, {"executionId": execution, **inputs})
+
+    execution = run({"id": "approve", "wait": {"signal": "go"}}, step("b"))
+    tell("signal", name="other")
+    tell("signal", name="go", payload={"by": "ann"})
+    tell("cancel")
+    execution = run(step("a", retry={"maxAttempts": 2}))
+    reply({"error": {"code": "no", "message": "no", "retryable": True}})
+    tell("pause")
+    for message in history.folds[1].due(history.time + 2000):
+        history.append(message, 2000)
+    history.settle()
+    tell("resume")
+    tell("cancel")
+    execution = run(step("a", compensate=undo), step("b", compensate=undo), step("c"))
+    for _ in range(2):
+        reply({"outputs": {}})
+    tell("cancel")
+    reply({"outputs": {}})
+    reply({"error": {"code": "no", "message": "no", "retryable": False, "details": None}})
+
+
 def real_facts() -> dict[str, dict[str, Any]]:
     """One payload of each fact that the deciders decide, by name."""
     history = History()
@@ -191,11 +227,12 @@ def real_facts() -> dict[str, dict[str, Any]]:
         history.command("workflows", "execute", {"workflowId": "w", "inputs": {"n": 2}})
         asked = history.requests()[-1]
         history.say(Message.answer(asked, asked.target, answer))
+    _special_courses(history)
     history.say(Message.build("request", "asker", "echo", {"action": "echo"}))
     history.stuck(history.log[-1].position, "not_taken")
     messages = [logged.message for logged in history.log]
     said = [m for m in messages if m.kind == "event" and m.source in subjects.DECIDERS]
-    found = {m.payload["event"]: m.payload for m in said}
+    found = {m.payload["event"]: m.payload for m in said if m.payload["event"] in FACTS}
     found["DecisionFailed"] = failed(
         "workflows", Undecided(1, 0, ("execution", "e")), None, ValueError("no")
     )[0].payload

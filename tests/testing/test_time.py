@@ -52,6 +52,8 @@ async def test_a_time_out_of_a_minute_takes_no_minute(bus: Bus) -> None:
                 "workflows -> slow: request work",
                 "_clock: TimerDue",
                 "workflows: ExecutionFailed",
+                "workflows -> slow: Cancel",
+                "slow -> workflows: error cancelled",
             ],
         )
 

@@ -1,0 +1,207 @@
+"""Commands to the workflows decider: define, execute, and what may be asked of an execution."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from mcp_bus import subjects
+from mcp_bus.config import SIGNALS_MAX
+from mcp_bus.domain import roles, steps
+from mcp_bus.domain.agents import checked
+from mcp_bus.domain.decider import Draft, Logged, answer
+from mcp_bus.domain.definitions import Model
+from mcp_bus.domain.execution import Execution, Workflows
+from mcp_bus.domain.steps import Course
+from mcp_bus.domain.workflows import define
+from mcp_bus.errors import Refused
+from mcp_bus.messages import Id, Message, Text, dumps
+
+Payloads = Mapping[int, Message]
+
+
+class Execute(Model):
+    """Inputs of `execute`; without a version the latest. The same idempotencyKey of the same
+    caller starts one execution, for IDEMPOTENCY_TTL_MS."""
+
+    workflow_id: Id
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    version: Annotated[Text, Field(max_length=64)] | None = None
+    idempotency_key: Text | None = None
+
+
+class OnExecution(Model):
+    """Inputs of `cancel`, `pause` and `resume`."""
+
+    execution_id: Id
+
+
+class Signal(OnExecution):
+    """Inputs of `signal`: the step that waits for `name` gets `payload` as its outputs."""
+
+    name: Id
+    payload: Any = None
+
+
+def execution_of(logged: Logged) -> str:
+    """The execution that a command starts."""
+    own = logged.message.metadata.message_id
+    return own if own is not None and subjects.is_id(own) else f"execution-{logged.position}"
+
+
+def once_of(command: Message) -> str | None:
+    """Who starts an execution, and by which key, as one text; None without a key."""
+    inputs = command.payload.get("inputs") if isinstance(command.payload, dict) else None
+    key = inputs.get("idempotencyKey") if isinstance(inputs, dict) else None
+    if not isinstance(key, str):
+        return None
+    return _digest([roles.principal_of(command).subject, key])
+
+
+def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: Payloads) -> Course:
+    """A decision about an execution, with what its references are resolved against."""
+    definition = state.definition(execution)
+    start = logged.message if execution.start == logged.position else payloads[execution.start]
+    outputs = {
+        step: {"outputs": steps.outputs_of(definition.by_id[step], payloads[position])}
+        for step, position in execution.answers.items()
+        if position in payloads
+    }
+    signals = {
+        position: payloads[position].payload["inputs"].get("payload")
+        for positions in execution.signals.values()
+        for position in positions
+        if position in payloads
+    }
+    context = {
+        "inputs": start.payload["inputs"].get("inputs", {}),
+        "steps": outputs,
+        "signals": signals,
+        "execution": {"id": execution.id},
+    }
+    return Course(logged, execution, definition, context, state.agents)
+
+
+def _execute(state: Workflows, logged: Logged, inputs: Any, _: Payloads) -> list[Draft]:
+    name = execution_of(logged)
+    if subjects.is_reserved(name):
+        raise Refused(
+            f"the id {name} is reserved, and would be the execution's", code="reserved_id"
+        )
+    roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
+    wanted: Execute = checked(Execute, inputs)
+    workflow = state.known.get(wanted.workflow_id)
+    if workflow is None:
+        raise Refused(f"there is no workflow {wanted.workflow_id}", code="unknown_workflow")
+    version = wanted.version or workflow.latest
+    if version not in workflow.versions:
+        raise Refused(
+            f"{wanted.workflow_id} has no version {version}",
+            code="unknown_workflow",
+            pointer="/version",
+        )
+    started: dict[str, Any] = {
+        "executionId": name,
+        "workflowId": wanted.workflow_id,
+        "version": version,
+        "status": "running",
+    }
+    once = once_of(logged.message)
+    if once is not None:
+        digest = _digest([wanted.workflow_id, wanted.version, wanted.inputs])
+        known = state.once.get(once)
+        if known is not None:
+            return [_known(state, logged, known.execution, started, known.digest == digest)]
+        started["once"] = {"key": once, "digest": digest}
+    started["position"] = logged.position
+    execution = Execution(name, wanted.workflow_id, version, logged.position)
+    course = course_of(state, logged, execution, {})
+    course.begin()
+    return [answer(logged, {"outputs": started}), *course.drafts]
+
+
+def _known(
+    state: Workflows, logged: Logged, execution: str, started: dict[str, Any], same: bool
+) -> Draft:
+    """The answer to a start that is repeated."""
+    if not same:
+        raise Refused(
+            f"this key started {execution}, with other inputs", code="idempotency_conflict"
+        )
+    status = "running" if execution in state.live else "ended"
+    return answer(logged, {"outputs": {**started, "executionId": execution, "status": status}})
+
+
+def _cancel(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
+    execution = _asked(state, logged, checked(OnExecution, inputs))
+    if execution.ending is not None:
+        raise Refused(f"{execution.id} is being undone", code="execution_ending")
+    course = course_of(state, logged, execution, payloads)
+    course.cancelled(roles.principal_of(logged.message).subject)
+    return [_done(logged, execution, "cancelled"), *course.drafts]
+
+
+def _pause(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
+    execution = _asked(state, logged, checked(OnExecution, inputs))
+    if execution.paused:
+        return [_done(logged, execution, "paused")]
+    course = course_of(state, logged, execution, payloads)
+    course.paused()
+    return [_done(logged, execution, "paused"), *course.drafts]
+
+
+def _resume(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
+    execution = _asked(state, logged, checked(OnExecution, inputs))
+    if not execution.paused:
+        return [_done(logged, execution, "running")]
+    course = course_of(state, logged, execution, payloads)
+    course.resumed()
+    return [_done(logged, execution, "running"), *course.drafts]
+
+
+def _signal(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
+    wanted: Signal = checked(Signal, inputs)
+    execution = _asked(state, logged, wanted)
+    if sum(map(len, execution.signals.values())) >= SIGNALS_MAX:
+        raise Refused(
+            f"{execution.id} keeps {SIGNALS_MAX} signals that no step waits for", code="busy"
+        )
+    course = course_of(state, logged, execution, payloads)
+    course.signalled(wanted.name, wanted.payload)
+    return [_done(logged, execution, "signalled"), *course.drafts]
+
+
+def _asked(state: Workflows, logged: Logged, wanted: OnExecution) -> Execution:
+    """The live execution that a command is about."""
+    roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
+    execution = state.live.get(wanted.execution_id)
+    if execution is not None:
+        return execution
+    if wanted.execution_id in state.ended:
+        raise Refused(f"{wanted.execution_id} has ended", code="execution_ended")
+    raise Refused(f"there is no execution {wanted.execution_id}", code="unknown_execution")
+
+
+def _done(logged: Logged, execution: Execution, status: str) -> Draft:
+    return answer(logged, {"outputs": {"executionId": execution.id, "status": status}})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(dumps(value)).hexdigest()
+
+
+Command = Callable[[Workflows, Logged, Any, Payloads], list[Draft]]
+ON_EXECUTIONS: dict[str, Command] = {
+    "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "signal": _signal,
+}
+COMMANDS: dict[str, Command] = {
+    "define": lambda state, logged, inputs, _: define(state.known, state.agents, logged, inputs),
+    "execute": _execute,
+    **ON_EXECUTIONS,
+}

@@ -1,0 +1,118 @@
+"""The state of the workflows decider: definitions, and live executions as the log tells them.
+
+Positions, not payloads: what is needed of them is read in the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.definitions import Definition
+from mcp_bus.domain.frozen import Kept
+from mcp_bus.domain.workflows import Workflow
+
+
+@dataclass(slots=True)
+class Request:
+    """A request that an execution waits for."""
+
+    message_id: str
+    step: str
+    agent: str
+    attempt: int
+    deadline: int  # log time, Unix ms
+    heartbeat_ms: int | None = None  # that may pass without a sign of progress
+    heard: int = 0  # log time of the last one
+    undoes: bool = False  # it is the step's compensation
+    closed: bool = False  # an answer or a time-out stands in the log
+
+    @property
+    def due(self) -> int:
+        """When it is to be looked at: its deadline, or before that, when it has gone silent."""
+        if self.heartbeat_ms is None:
+            return self.deadline
+        return min(self.deadline, self.heard + self.heartbeat_ms)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A step that waits: for a time, a signal, or to be asked again."""
+
+    step: str
+    at: int | None  # log time; None for a signal that is waited for without end
+    signal: str | None = None
+    again: bool = False  # it is a failed step's next attempt
+
+
+@dataclass(slots=True)
+class Ended:
+    """What an input did that the log holds and that is not decided yet."""
+
+    request: str  # or the id of a wait
+    answered: bool  # with outputs
+    silent: bool = False  # it timed out without a sign of progress
+
+
+@dataclass(slots=True)
+class Execution:
+    """A live execution. It changes by what is decided, input by input, in the order of the log."""
+
+    id: str
+    workflow: str
+    version: str
+    start: int  # position of its command
+    requests: dict[str, Request] = field(default_factory=dict)  # by message id
+    waits: dict[str, Waiting] = field(default_factory=dict)  # by the id of the fact
+    answers: dict[str, int] = field(default_factory=dict)  # step -> position of its outputs
+    skipped: dict[str, None] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)  # of steps that are asked again
+    signals: dict[str, list[int]] = field(default_factory=dict)  # not waited for yet, by name
+    undecided: dict[int, Ended] = field(default_factory=dict)  # by position
+    paused: bool = False
+    ending: dict[str, Any] | None = None  # the fact that ends it, once all is undone
+    undo: list[str] = field(default_factory=list)  # steps that are still to be undone
+
+    def busy(self) -> set[str]:
+        """The steps that were begun and have not ended."""
+        begun = {request.step for request in self.requests.values()}
+        return begun | {waiting.step for waiting in self.waits.values()}
+
+    def take(self, position: int) -> None:
+        """An input is decided: what it ended is over."""
+        ended = self.undecided.pop(position, None)
+        if ended is None:
+            return
+        request = self.requests.pop(ended.request, None)
+        self.waits.pop(ended.request, None)
+        if request is not None and ended.answered and not request.undoes:
+            self.answers[request.step] = position
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A start that is not to be repeated."""
+
+    execution: str
+    digest: str  # of what was asked for
+    time: int  # log time
+
+
+KEPT = Kept(Workflow, ("order", "json"), Workflow.validate)
+
+
+@dataclass(slots=True)
+class Workflows:
+    """Definitions, live executions, and the ids of those that ended not long ago."""
+
+    agents: Agents = field(default_factory=Agents)
+    known: dict[str, Annotated[Workflow, KEPT]] = field(default_factory=dict)
+    live: dict[str, Execution] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)  # id -> log time
+    timers: list[tuple[int, str, str]] = field(default_factory=list)  # when, execution, what
+    once: dict[str, Once] = field(default_factory=dict)  # by who started it, and their key
+
+    def definition(self, execution: Execution) -> Definition:
+        """What an execution runs: it stays on its version."""
+        return self.known[execution.workflow].versions[execution.version]

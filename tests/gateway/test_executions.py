@@ -1,0 +1,117 @@
+"""What may be done to an execution over REST, with agents that really answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mcp_bus.config import HEALTH_POLL_S
+from tests.conftest import Nats
+
+from .conftest import Rest, echo
+
+
+def asks(id: str, **more: Any) -> dict[str, Any]:
+    return {"id": id, "agentId": "echo", "action": "say", "inputs": {"text": id}, **more}
+
+
+async def define(bus: Rest, *steps: dict[str, Any], **more: Any) -> None:
+    said = await bus.call("POST", "/workflows", {"id": "w", "name": "W", "steps": steps, **more})
+    assert said.status == 201, said.body
+
+
+async def start(bus: Rest) -> str:
+    said = await bus.call("PUT", "/workflows/w/execute", {})
+    return f"/executions/{said.body['executionId']}"
+
+
+async def ended(bus: Rest, execution: str) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while (found := (await bus.call("GET", execution)).body)["ended"] is None:  # noqa: ASYNC110
+            await asyncio.sleep(HEALTH_POLL_S)
+    return dict(found)
+
+
+def statuses(execution: dict[str, Any]) -> dict[str, str]:
+    return {step["id"]: step["status"] for step in execution["steps"]}
+
+
+async def test_a_signal_lets_it_go_on(bus: Rest, nats: Nats) -> None:
+    """It waits beside the other steps; what the signal brings is the step's outputs."""
+    approve = {"id": "approve", "dependsOn": [], "wait": {"signal": "go"}}
+    last = asks("last", dependsOn=["first"], inputs={"text": "${steps.approve.outputs.text}"})
+    async with echo(nats):
+        await define(bus, asks("first"), approve, last)
+        execution = await start(bus)
+        said = await bus.call(
+            "POST", f"{execution}/signals", {"name": "go", "payload": {"text": "x"}}
+        )
+        assert (said.status, said.body["status"]) == (200, "signalled")
+        found = await ended(bus, execution)
+    assert (found["status"], found["outputs"]) == ("completed", {"text": "x"})
+    assert set(statuses(found).values()) == {"completed"}
+
+
+async def test_it_waits_and_is_cancelled(bus: Rest, nats: Nats) -> None:
+    """The read model says what it waits for, and what became of its steps."""
+    async with echo(nats):
+        await define(bus, {"id": "long", "wait": {"ms": 3_600_000}}, asks("never"))
+        execution = await start(bus)
+        found = (await bus.call("GET", execution)).body
+        assert (found["status"], statuses(found)) == (
+            "waiting",
+            {"long": "waiting", "never": "pending"},
+        )
+        assert (await bus.call("POST", f"{execution}/cancel")).status == 200
+        found = (await bus.call("GET", execution)).body
+        assert (found["status"], statuses(found)["long"]) == ("cancelled", "cancelled")
+        again = await bus.call("POST", f"{execution}/cancel")
+        assert (again.status, again.body["code"]) == (409, "execution_ended")
+    unknown = await bus.call("POST", "/executions/x/cancel")
+    assert (unknown.status, unknown.body["code"]) == (404, "unknown_execution")
+
+
+async def test_while_paused_nothing_begins(bus: Rest, nats: Nats) -> None:
+    """Resumed, it ends as ever, and gives what came last."""
+    async with echo(nats):
+        await define(bus, {"id": "hold", "wait": {"signal": "go"}}, asks("last"))
+        execution = await start(bus)
+        assert (await bus.call("POST", f"{execution}/pause")).body["status"] == "paused"
+        await bus.call("POST", f"{execution}/signals", {"name": "go"})
+        assert (await bus.call("GET", execution)).body["status"] == "paused"
+        await bus.call("POST", f"{execution}/resume")
+        found = await ended(bus, execution)
+    assert (found["status"], found["outputs"]) == ("completed", {"text": "last"})
+
+
+async def test_what_was_done_is_undone(bus: Rest, nats: Nats) -> None:
+    """The read model shows what was undone; the execution fails with what made it fail."""
+    undo = {"agentId": "echo", "action": "say", "inputs": {"text": "undo"}}
+    async with echo(nats):
+        await define(bus, asks("a", compensate=undo), asks("b", action="fail"))
+        found = await ended(bus, await start(bus))
+    assert found["status"] == "failed"
+    assert statuses(found) == {"a": "undone", "b": "failed"}
+
+
+async def test_one_key_starts_one_execution(bus: Rest, nats: Nats) -> None:
+    """However often it is sent; with other inputs it is a conflict."""
+    async with echo(nats):
+        await define(bus, asks("a"))
+        key = {"Idempotency-Key": "one"}
+        path = "/workflows/w/execute"
+        first = await bus.call("PUT", path, {}, headers=key)
+        again = await bus.call("PUT", f"{path}?wait=10", {}, headers=key)
+        assert again.body["executionId"] == first.body["executionId"]
+        other = await bus.call("PUT", path, {"inputs": {"n": 1}}, headers=key)
+        assert (other.status, other.body["code"]) == (409, "idempotency_conflict")
+        await ended(bus, f"/executions/{first.body['executionId']}")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 257])
+async def test_a_key_has_bounds(bus: Rest, key: str) -> None:
+    """Empty or too long is refused."""
+    said = await bus.call("PUT", "/workflows/w/execute", {}, headers={"Idempotency-Key": key})
+    assert (said.status, said.body["code"]) == (422, "bad_value")
