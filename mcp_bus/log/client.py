@@ -46,8 +46,13 @@ class Client(nats.aio.client.Client):
 
     async def hear(self, subject: str, handle: Callable[[Msg], None]) -> Listening:
         """Call `handle` for each message; none is dropped, and none waits for another's. Raises
-        Unavailable `busy` beyond SUBSCRIPTIONS_MAX."""
-        subscription = await self.subscribe(subject, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        Unavailable, `busy` beyond SUBSCRIPTIONS_MAX."""
+        try:
+            subscription = await self.subscribe(
+                subject, pending_msgs_limit=-1, pending_bytes_limit=-1
+            )
+        except (NatsError, OSError) as error:  # the connection is over for good
+            raise Unavailable(f"cannot listen to {subject}: {error!r}") from None
         subscription._pending_queue = _Handed(handle)
         return Listening(subscription)
 

@@ -124,6 +124,16 @@ async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
             await asyncio.wait_for(reading, 5)
 
 
+async def test_who_listens_too_late_is_told_so(nats: Nats) -> None:
+    """A connection may be lost before anybody listens or follows: that is Unavailable, always."""
+    session = await log.connect(nats.services, name="test", reconnect=False)
+    await session.close()
+    with pytest.raises(Unavailable):
+        await session.listen("said.here", lambda _: None)
+    with pytest.raises(Unavailable):
+        await session.follow(0).__aenter__()
+
+
 async def test_what_may_not_be_heard_is_always_told(agents: Log) -> None:
     """The question whether the server listens never overtakes the subscription itself."""
     for number in range(300):
