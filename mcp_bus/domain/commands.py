@@ -82,21 +82,44 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
         "signals": signals,
         "execution": {"id": execution.id},
     }
-    return Course(logged, execution, definition, context, state.agents)
+    asked = [_step_of(m) for m in payloads.values() if _is_ours(m, "request")]
+    held = {about["id"]: target for about, target in asked}
+    return Course(logged, execution, definition, context, state.agents, held)
 
 
-def _execute(state: Workflows, logged: Logged, inputs: Any, _: Payloads) -> list[Draft]:
+def _is_ours(message: Message, kind: str) -> bool:
+    """Whether a message is an output that the log holds already of the decision."""
+    return message.source == subjects.WORKFLOWS and message.kind == kind
+
+
+def _step_of(request: Message) -> tuple[dict[str, Any], str]:
+    return (request.metadata.model_extra or {})["step"], request.target
+
+
+def _version_in(payloads: Payloads) -> str | None:
+    """The version of a start of which the log holds a part."""
+    for message in payloads.values():
+        if _is_ours(message, "request"):
+            return str(_step_of(message)[0]["version"])
+        if _is_ours(message, "response") and "outputs" in message.payload:
+            return str(message.payload["outputs"]["version"])
+    return None
+
+
+def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
     name = execution_of(logged)
     if subjects.is_reserved(name):
         raise Refused(
             f"the id {name} is reserved, and would be the execution's", code="reserved_id"
         )
+    if name in state.live or name in state.ended:
+        return []  # a copy that was read before the start was decided
     roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
     wanted: Execute = checked(Execute, inputs)
     workflow = state.known.get(wanted.workflow_id)
     if workflow is None:
         raise Refused(f"there is no workflow {wanted.workflow_id}", code="unknown_workflow")
-    version = wanted.version or workflow.latest
+    version = wanted.version or _version_in(payloads) or workflow.latest
     if version not in workflow.versions:
         raise Refused(
             f"{wanted.workflow_id} has no version {version}",
@@ -118,7 +141,7 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, _: Payloads) -> list
         started["once"] = {"key": once, "digest": digest}
     started["position"] = logged.position
     execution = Execution(name, wanted.workflow_id, version, logged.position)
-    course = course_of(state, logged, execution, {})
+    course = course_of(state, logged, execution, payloads)
     course.begin()
     return [answer(logged, {"outputs": started}), *course.drafts]
 

@@ -5,8 +5,10 @@
 says what to publish. Between the two stands the log: **what the log holds outranks today's code**.
 
 - A decision is settled when all its n outputs are in the log; only then does the state change by
-  it. So a decision that was half published when its process died is decided again on the very
-  state it was decided on, and what is missing is added where kind and index agree.
+  it. So a decision that was half published when its process died is decided again on the state of
+  its key as it was, and what is missing is added where kind and index agree. The rest of the state
+  may have moved on: of what a decision takes from there (who is asked, which version is the
+  latest) the outputs that the log holds say how it was decided.
 - Inputs with the same key (an agent, a workflow, an execution) are decided one after the other,
   the next when the one before is settled; different keys do not wait for each other.
 - An output's id is HMAC(secret, log, decider, position of the input, index, count), prefixed by
@@ -97,7 +99,8 @@ class Decider(Generic[S]):
     settle: Callable[[S, Logged, Undecided], None]
     # positions of the messages that deciding an input needs, besides the input
     needs: Callable[[S, Logged], Iterable[int]]
-    # what to publish; [] when there is nothing to say
+    # what to publish; [] when there is nothing to say. The messages are those that it needs, and
+    # the outputs of this decision that the log holds
     decide: Callable[[S, Logged, Mapping[int, Message]], list[Draft]]
     # what is due at a log time: (request id, draft of the observation)
     due: Callable[[S, int], list[tuple[str, Draft]]]
@@ -181,7 +184,8 @@ class Fold(Generic[S]):
         """The outputs of an input's decision that the log lacks; `now` is what they claim."""
         known = self.undecided[logged.position]
         try:
-            drafts = self.decider.decide(self.state, logged, payloads)
+            held = {part.position: part.message for part in known.parts.values()}
+            drafts = self.decider.decide(self.state, logged, {**payloads, **held})
             outputs = self._rendered(logged.position, drafts, now)
         except Exception as error:
             return self.fail(logged.position, logged.message, error, now)

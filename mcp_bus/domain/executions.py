@@ -63,6 +63,10 @@ def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
     elif message.kind == "request":
         state.agents.load.read(logged)
         _asked(state, logged)
+    elif message.payload.get("event") in ON_EXECUTIONS:
+        execution = state.live.get(message.target)
+        if execution is not None:  # else DecisionFailed stands where its start should
+            ON_EXECUTIONS[message.payload["event"]](state, execution, logged)
     elif message.payload.get("event") in FACTS:
         FACTS[message.payload["event"]](state, logged)
 
@@ -240,7 +244,9 @@ def _started(state: Workflows, started: Mapping[str, Any], time: int) -> None:
 def _asked(state: Workflows, logged: Logged) -> None:
     message = logged.message
     about: dict[str, Any] = (message.metadata.model_extra or {})["step"]
-    execution = state.live[message.metadata.correlation_id]
+    execution = state.live.get(message.metadata.correlation_id)
+    if execution is None:
+        return  # DecisionFailed stands where its start should
     step, deadline = about["id"], logged.time + about["timeoutMs"]
     request = Request(
         message.metadata.message_id or "",
@@ -259,9 +265,9 @@ def _asked(state: Workflows, logged: Logged) -> None:
     heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
 
 
-def _waits(state: Workflows, logged: Logged) -> None:
+def _waits(state: Workflows, execution: Execution, logged: Logged) -> None:
     """StepWaiting, StepRetrying."""
-    said, execution = logged.message.payload, state.live[logged.message.target]
+    said = logged.message.payload
     again = said["event"] == "StepRetrying"
     at = said["dueAt"] if again else said["until"]
     name = logged.message.metadata.message_id or ""
@@ -273,9 +279,9 @@ def _waits(state: Workflows, logged: Logged) -> None:
         heapq.heappush(state.timers, (at, execution.id, name))
 
 
-def _completed(state: Workflows, logged: Logged) -> None:
+def _completed(_: Workflows, execution: Execution, logged: Logged) -> None:
     """StepCompleted; of a step that waited it holds the outputs."""
-    said, execution = logged.message.payload, state.live[logged.message.target]
+    said = logged.message.payload
     if "outputs" in said:
         _end_wait(execution, said["stepId"])
         execution.answers[said["stepId"]] = logged.position
@@ -289,23 +295,22 @@ def _end_wait(execution: Execution, step: str) -> None:
         del execution.waits[name]
 
 
-def _skipped(state: Workflows, logged: Logged) -> None:
-    state.live[logged.message.target].skipped[logged.message.payload["stepId"]] = None
+def _skipped(_: Workflows, execution: Execution, logged: Logged) -> None:
+    execution.skipped[logged.message.payload["stepId"]] = None
 
 
-def _signalled(state: Workflows, logged: Logged) -> None:
+def _signalled(_: Workflows, execution: Execution, logged: Logged) -> None:
     said = logged.message.payload
-    held = state.live[logged.message.target].signals.setdefault(said["name"], [])
-    held.append(said["position"])
+    execution.signals.setdefault(said["name"], []).append(said["position"])
 
 
-def _pause(state: Workflows, logged: Logged) -> None:
+def _pause(_: Workflows, execution: Execution, logged: Logged) -> None:
     said = logged.message.payload
-    state.live[logged.message.target].paused = said["event"] == "ExecutionPaused"
+    execution.paused = said["event"] == "ExecutionPaused"
 
 
-def _compensating(state: Workflows, logged: Logged) -> None:
-    said, execution = logged.message.payload, state.live[logged.message.target]
+def _compensating(_: Workflows, execution: Execution, logged: Logged) -> None:
+    said = logged.message.payload
     execution.ending, execution.undo = said["ending"], list(said["steps"])
     execution.requests.clear()
     execution.waits.clear()
@@ -333,6 +338,9 @@ def _revised(state: Workflows, logged: Logged) -> None:
 FACTS = {
     "WorkflowDefined": _defined,
     "WorkflowRevised": _revised,
+    **dict.fromkeys(ENDS, _ended),
+}
+ON_EXECUTIONS = {
     "StepWaiting": _waits,
     "StepRetrying": _waits,
     "StepCompleted": _completed,
@@ -341,7 +349,6 @@ FACTS = {
     "ExecutionPaused": _pause,
     "ExecutionResumed": _pause,
     "ExecutionCompensating": _compensating,
-    **dict.fromkeys(ENDS, _ended),
 }
 
 WORKFLOWS: Decider[Workflows] = Decider(

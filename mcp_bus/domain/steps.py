@@ -31,6 +31,7 @@ class Course:
     """One decision about one execution, which it leaves as it is; `drafts` is what follows.
 
     `context`: what references are resolved against, {"inputs", "steps": {id: {"outputs"}}}.
+    `held`: whom the requests ask, by step, that the log holds of this decision already.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Course:
         definition: Definition,
         context: dict[str, Any],
         agents: Agents,
+        held: Mapping[str, str],
     ) -> None:
+        self._held = held
         self._logged = logged
         self._execution = execution
         self._definition = definition
@@ -225,7 +228,9 @@ class Course:
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
         if needed is not None:
-            target = self._agents.choose(needed, asked.action, self._logged.time)
+            target = self._held.get(step.id) or self._agents.choose(
+                needed, asked.action, self._logged.time
+            )
         about = {**self._version(), "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
         for name, value in (
             ("heartbeatTimeoutMs", step.heartbeat_timeout_ms),

@@ -11,7 +11,7 @@ from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
-from tests.mcp_bus.history import History, agent, step, workflow
+from tests.mcp_bus.history import ADMIN, History, agent, step, workflow
 
 
 def defined(*steps: dict[str, Any]) -> History:
@@ -294,6 +294,72 @@ def test_a_half_published_decision_is_completed() -> None:
         history.append(message, 1)
     assert history.again(WORKFLOWS).heads() == []
     assert len(history.again(WORKFLOWS).state.live) == 1
+
+
+def half_published(history: History) -> tuple[int, list[Message]]:
+    """A start that is decided and not published: its position, and what the engine would say."""
+    command = Message.build(
+        "request",
+        "gateway",
+        "workflows",
+        {"action": "execute", "inputs": {"workflowId": "w"}},
+        principal={"subject": "root", "roles": ["admin"]},
+    )
+    position = history.append(command).position
+    outputs = history.decide(history.folds[1], position)
+    assert [m.kind for m in outputs] == ["response", "request"]
+    return position, outputs
+
+
+def test_a_half_published_choice_is_not_made_again() -> None:
+    """The request that the log holds says who was chosen, whoever would be chosen now."""
+    history = defined(step("a"))
+    history.command("registry", "register", agent("other", "echo"))
+    history.command("workflows", "define", workflow(step("a", agentId="capability:c")))
+    position, outputs = half_published(history)
+    history.append(outputs[1], 1)
+    asked = {"action": "echo", "inputs": {}}
+    for _ in range(3):  # now the other one has less to do
+        history.append(Message.build("request", "me", outputs[1].target, asked))
+    for fold in (history.folds[1], history.again(WORKFLOWS)):
+        missing = history.decide(fold, position)
+        assert [m.metadata.message_id for m in missing] == [outputs[0].metadata.message_id]
+        assert missing[0].payload == outputs[0].payload
+
+
+def test_a_half_published_start_stays_on_its_version() -> None:
+    """What was answered holds, also where a new version stands before the rest."""
+    history = defined(step("a"))
+    position, outputs = half_published(history)
+    history.append(outputs[0], 1)
+    define = {"action": "define", "inputs": workflow(step("b"))}
+    command = Message.build("request", "gateway", "workflows", define, principal=ADMIN)
+    defining = history.append(command).position
+    for output in history.decide(history.folds[1], defining):
+        history.append(output, 1)
+    (missing,) = history.decide(history.again(WORKFLOWS), position)
+    assert missing.metadata == outputs[1].metadata.model_copy(
+        update={"timestamp": missing.metadata.timestamp}
+    )
+    history.append(missing)
+    reply(history, {"outputs": {}})
+    assert ending(history)["event"] == "ExecutionCompleted"
+
+
+def test_the_request_of_a_start_that_failed_is_nobodys() -> None:
+    """It stands in the log, and its execution never began: the engine folds on."""
+    history = defined(step("a"))
+    position, outputs = half_published(history)
+    history.append(outputs[1], 1)
+    fold = history.again(WORKFLOWS)
+    command = history.log[position - 1].message
+    (failed,) = fold.fail(position, command, ValueError("lost"), 0)
+    history.append(failed)
+    history.say(Message.answer(outputs[1], "echo", {"outputs": {}}))
+    assert history.again(WORKFLOWS).state.live == {}
+    start(history)
+    reply(history, {"outputs": {}})
+    assert ending(history)["event"] == "ExecutionCompleted"
 
 
 def test_what_the_log_decided_otherwise_outranks_this_release() -> None:
