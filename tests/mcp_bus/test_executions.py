@@ -246,6 +246,21 @@ def test_a_start_repeated_starts_nothing() -> None:
     assert len(history.requests()) == 1
 
 
+def test_a_start_repeated_before_it_was_decided_starts_nothing() -> None:
+    """The engine was away for longer than the log knows an id: it finds both copies."""
+    history = defined(step("a"))
+    command = {"action": "execute", "inputs": {"workflowId": "w"}}
+    start = Message.build("request", "gateway", "workflows", command, principal=ADMIN)
+    history.append(start)
+    history.append(start, 150_000)
+    history.settle()
+    assert len(history.requests()) == 1
+    assert not any(fold.undecided for fold in history.folds)
+    reply(history, {"outputs": {}})
+    history.append(start, 150_000)
+    assert history.settle() == []
+
+
 def test_inputs_too_large_for_a_message_fail_the_step() -> None:
     """What does not fit into a request is an error of the step, not of the bus."""
     history = defined(step("a"), step("b", inputs={"x": ["${steps.a.outputs}"] * 3}))
