@@ -220,7 +220,8 @@ class Bus:
     async def read(self, subject: str, after: int, limit: int = READ_PAGE_MAX) -> Page:
         """A page of what the log holds of a subject filter after a position.
 
-        Raises Refused for what `id` may not read, Unavailable when nobody answers.
+        Raises Refused for what `id` may not read and (`trimmed`) for what the log holds no longer,
+        Unavailable when nobody answers.
         """
         found = await self._read(subject, {"after": after, "limit": limit})
         return Page([_record(shown) for shown in found["messages"]], found["next"])

@@ -99,6 +99,10 @@ SNAPSHOT_HEADS_MAX = 32  # that are looked at; two are kept
 SNAPSHOTS_KEPT = 2
 SNAPSHOTS_BYTES_MAX = 1024**3  # room of their own: two of each decider, and those being written
 
+# --- trimming ---------------------------------------------------------------------------------
+TRIM_EVERY_S = 1.0  # the log is looked at this often
+LOG_TRIMMED_TO = 0.75  # of its high water
+
 # --- recorder, projector ----------------------------------------------------------------------
 RECORD_BATCH_MAX = 2000
 RECORD_BATCH_BYTES_MAX = 16 * 1024 * 1024
@@ -249,7 +253,9 @@ LOCK_POLL_S = 0.05
 FREE_PORT_MIN = 10240
 FREE_PORT_MAX = 32767  # above it the system hands ports to outgoing connections
 FREE_PORT_TRIES_MAX = 100
-LOG_STORE_BYTES_MAX = 16 * 1024**3  # of disk that the embedded log may take
+# of disk that the embedded log may take beside log_bytes_max: snapshots, what a log holds that was
+# larger before, and what the server has not given back yet
+LOG_STORE_BYTES_BESIDE = 8 * 1024**3
 
 # --- tests of agents and workflows (agents_sdk.testing) ---------------------------------------
 TEST_WAIT_S = 10.0  # for what a test says will happen
@@ -332,6 +338,17 @@ class Settings(BaseModel):
         ge=1,
         le=24 * 3600,
         description="How long a request waits to be taken by its agent; then it is given up (s).",
+    )
+    log_bytes_max: int = Field(
+        8 * 1024**3,
+        ge=1024**2,
+        description="What the log holds at most (bytes); a full one refuses, and forgets nothing.",
+    )
+    log_high_water: float = Field(
+        0.75,
+        gt=0,
+        lt=1,
+        description="Part of log_bytes_max above which the recorder trims what it has recorded.",
     )
     replicas: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = Field(  # a variable is a text
         1, description="Copies of the log in a NATS cluster."

@@ -37,6 +37,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unauthenticated": (401, "Who are you?"),
     "forbidden": (403, "You may not do this"),
     "not_found": (404, "There is nothing here"),
+    "trimmed": (410, "The log holds this no longer"),
     "method_not_allowed": (405, "This path does not take that method"),
     # registry
     "unknown_action": (404, "The agent has no such action"),

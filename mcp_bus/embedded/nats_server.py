@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mcp_bus import nkeys
-from mcp_bus.config import ENGINE_POLL_S, LOG_STORE_BYTES_MAX, START_S_MAX, Settings
+from mcp_bus.config import ENGINE_POLL_S, LOG_STORE_BYTES_BESIDE, START_S_MAX, Settings
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child, Command, environment, start
 from mcp_bus.embedded.credentials import Credentials
@@ -50,7 +50,7 @@ async def serve(settings: Settings, folder: Folder, port: int, credentials: Cred
         (str(binary), "--config", str(find_configuration())),
         environment()
         | {"MCP_BUS_CONF_" + key: _quoted(value) for key, value in variables.items()}
-        | {"MCP_BUS_CONF_STORE_BYTES_MAX": str(LOG_STORE_BYTES_MAX)},
+        | {"MCP_BUS_CONF_STORE_BYTES_MAX": str(settings.log_bytes_max + LOG_STORE_BYTES_BESIDE)},
         die_with=signal.SIGTERM,  # in order, if it still can; its acks hold either way
     )
     child = await start(command, folder)

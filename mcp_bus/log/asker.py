@@ -135,6 +135,9 @@ class Asker:
             try:
                 found = await self._read(wanted, after)
             except BusError as error:
+                if error.code == "trimmed":  # the question is gone; its answer may still be there
+                    self._looked = after = int(error.details["first"]) - 1
+                    continue
                 logger.debug("cannot look for answers: %s", error)
                 return
             for record in found:

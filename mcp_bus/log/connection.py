@@ -149,12 +149,19 @@ class Log:
         return LogInfo(
             first=max(state["first_seq"], 1),  # 0 while it never held anything
             last=state["last_seq"],
+            bytes=state["bytes"],
+            bytes_max=settings["max_bytes"],
             identity=found["created"],
             replicas=settings["num_replicas"],
             atomic=settings.get("allow_atomic", False),
             duplicate_window_s=settings["duplicate_window"] / 1e9,
             messages=state["messages"],
         )
+
+    async def purge(self, before: int) -> int:
+        """Have the log begin at a position; how many messages went. Raises Unavailable."""
+        done = await self.api(f"STREAM.PURGE.{subjects.STREAM}", {"seq": before})
+        return int(done["purged"])
 
     # --- queues
 

@@ -64,6 +64,8 @@ class LogInfo:
 
     first: int
     last: int
+    bytes: int
+    bytes_max: int  # it refuses what would make it larger; -1: it has no bound
     identity: str
     replicas: int
     atomic: bool  # whether it takes atomic batches

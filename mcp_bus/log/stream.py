@@ -6,11 +6,13 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
+from mcp_bus.errors import SettingsError
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
 from mcp_bus.log.snapshots import snapshots_config
 
 STREAM_NOT_FOUND = 10059
+NO_ROOM = 10047
 
 
 async def prepare(url: str, settings: Settings) -> None:
@@ -18,12 +20,17 @@ async def prepare(url: str, settings: Settings) -> None:
     log = await connect(url, name="prepare")
     try:
         if not await _exists(log, subjects.STREAM):  # what belonged to another log is gone
-            for stream in (subjects.DROPPED_STREAM, subjects.SNAPSHOTS_STREAM):
-                await log.api(f"STREAM.DELETE.{stream}", allow=(STREAM_NOT_FOUND,))
+            await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
+            await log.api(f"STREAM.PURGE.{subjects.SNAPSHOTS_STREAM}", allow=(STREAM_NOT_FOUND,))
         configs = (dropped_config(settings), snapshots_config(settings), stream_config(settings))
         for wanted in configs:
             verb = "UPDATE" if await _exists(log, wanted["name"]) else "CREATE"
-            await log.api(f"STREAM.{verb}.{wanted['name']}", wanted)
+            found = await log.api(f"STREAM.{verb}.{wanted['name']}", wanted, allow=(NO_ROOM,))
+            if "error" in found:
+                raise SettingsError(
+                    f"the server has no room for {wanted['name']} ({wanted['max_bytes']} bytes): "
+                    "give it more (max_file_store), or the log less (MCP_BUS_LOG_BYTES_MAX)"
+                )
     finally:
         await log.close()
 
@@ -46,6 +53,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
         "retention": "limits",
         "discard": "new",
         "num_replicas": settings.replicas,
+        "max_bytes": settings.log_bytes_max,
         "max_consumers": CONSUMERS_MAX,
         "max_msg_size": MESSAGE_BYTES_MAX + HEADERS_BYTES_MAX,
         "allow_atomic": settings.replicas > 1 or settings.durability == "always",

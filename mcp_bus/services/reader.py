@@ -10,7 +10,8 @@ A listener that was away so reads what it missed, and a process whether a reques
 again was answered by another one. The subject says who asks and for what, because the server lets
 each agent use no other. The answer is a reply that nothing stores; never a publish to where the
 asker says. It needs the log and no PostgreSQL. `data` is the message as it was sent, `next` where a
-further page begins, null at the end of the log.
+further page begins, null at the end of the log. What the log holds no longer is an error `trimmed`,
+whose details say where it begins (`first`), and never a hole.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ async def _outputs(log: Log, agent: str, everything: bool, asked: Reading) -> di
     if asked.after is None:
         return {"last": (await log.info()).last}
     records, more = await log.page(asked.subject, asked.after, asked.limit, READ_BYTES_MAX)
+    await _check_held(log, asked.after + 1)  # afterwards: what is trimmed now was read
     return {
         "messages": [_shown(record) for record in records if _message(record) is not None],
         # a copy that is behind may give nothing, where there is more
@@ -104,9 +106,12 @@ async def _outputs(log: Log, agent: str, everything: bool, asked: Reading) -> di
 async def _is_answered(log: Log, agent: str, position: int, sources: tuple[str, ...]) -> bool:
     """Whether the log holds an answer to a request to `agent` from one of these.
 
-    Raises Refused for any other position, Unavailable where too much lies behind it to look at.
+    Raises Refused for any other position, `trimmed` for one that is gone: the log lets a request go
+    when it is answered or given up. Unavailable where too much lies behind it to look at.
     """
     record = await log.get(position)
+    if record is None:
+        await _check_held(log, position)
     request = None if record is None else _message(record)
     if request is None or request.kind != "request" or request.target != agent:
         raise Refused(f"{position} is no request to {agent}", code="forbidden", pointer="/answered")
@@ -119,6 +124,7 @@ async def _is_answered(log: Log, agent: str, position: int, sources: tuple[str, 
                     return True
     except TimeoutError:
         raise _too_much(position) from None
+    await _check_held(log, position)  # else the answer may be trimmed with it
     return False
 
 
@@ -138,6 +144,17 @@ async def _holds_answer(log: Log, subject: str, position: int, request: Message)
             raise _too_much(position)
         after = records[-1].position
     return False
+
+
+async def _check_held(log: Log, position: int) -> None:
+    """Refused `trimmed` unless the log has everything from a position on."""
+    first = (await log.info()).first
+    if position < first:
+        raise Refused(
+            f"the log begins at {first}, and holds {position} no longer",
+            code="trimmed",
+            details={"first": first},
+        )
 
 
 def _in_bytes(name: str) -> bytes:

@@ -1,6 +1,7 @@
 """The recorder: copies the log into the event store, once, in order, byte for byte.
 
     fetch → parse → append → checkpoint        one transaction per batch
+                                               and beside it, the log is trimmed (trim.py)
 
 It follows the log from its own checkpoint and acknowledges nothing, so a crash anywhere costs
 nothing but the batch that was under way. Messages that are malformed, forged or a late duplicate
@@ -35,6 +36,7 @@ from mcp_bus.runtime import Runtime
 from mcp_bus.services import repair
 from mcp_bus.services.damage import WHAT_TO_DO
 from mcp_bus.services.history import refused
+from mcp_bus.services.trim import Trimmer
 from mcp_bus.store import event_store
 from mcp_bus.store.event_store import Connection, NewMessage, Quarantined
 
@@ -71,7 +73,8 @@ async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
     """Batch after batch, until a connection is lost."""
     position = await event_store.open_checkpoint(connection, NAME)
     clock = asyncio.get_running_loop().time
-    async with log.follow(position, pace_s=STORE_PACE_S) as follower:
+    trimmer = Trimmer(runtime, log, position)
+    async with log.follow(position, pace_s=STORE_PACE_S) as follower, trimmer.working():
         lag = follower.pending
         runtime.ready(position=position, lag=lag)
         while True:
@@ -86,7 +89,7 @@ async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
                 )
                 runtime.faults.reached("recorder.inserted")
             runtime.faults.reached("recorder.committed")
-            position = records[-1].position
+            position = trimmer.recorded = records[-1].position
             lag = max(lag - len(records), 0)
             runtime.report(position=position, lag=lag)
             follower.pace_s = store_pace_s(clock() - began)

@@ -88,7 +88,7 @@ class Keeper:
     def look(self) -> None:
         """Begin to write one if it is time; for a fold that has caught up."""
         fold, now = self._fold, _now()
-        if fold.position == self._position or now < self._next_at:
+        if now < self._next_at or (fold.position == self._position and not self._asked):
             return
         many = fold.position - self._position >= config.SNAPSHOT_MESSAGES
         if (many or self._asked or now >= self._due_at) and self._writing is None:
@@ -104,10 +104,10 @@ class Keeper:
         """Write one, unless another process of this decider has done so lately."""
         began, asked, self._asked = _now(), self._asked, False
         try:
-            newest = await self._newest()
-            if newest is None or self._is_old(newest, asked):
-                newest = await self._frozen()
-            self._position = newest.position
+            found = await self._found(config.SNAPSHOTS_KEPT if asked else 1)
+            if found is None or self._is_old(found, asked):
+                found = await self._frozen()
+            self._position = found.position
         except (BusError, ValueError) as error:
             logger.warning("no snapshot was written", reason=str(error))
         now = _now()
@@ -115,22 +115,18 @@ class Keeper:
         self._next_at = now + max(config.SNAPSHOT_ASKED_S, pace_s)
         self._due_at = now + config.SNAPSHOT_EVERY_S
 
-    async def _newest(self) -> Head | None:
-        """The newest snapshot from which this release would start."""
-        found = await snapshots.heads(self._log, self._fold.decider.name)
-        return next(
-            (
-                head
-                for head in reversed(found)
-                if (head.format, head.shape, head.identity)
-                == (FORMAT, self._fold.decider.shape, self._fold.identity)
-            ),
-            None,
-        )
+    async def _found(self, which: int) -> Head | None:
+        """The newest snapshot but one, but two, … from which this release would start: who asks
+        wants the log trimmed, and those that are kept all hold it."""
+        decider = self._fold.decider
+        ours = (FORMAT, decider.shape, self._fold.identity)
+        heads = await snapshots.heads(self._log, decider.name)
+        good = [head for head in heads if (head.format, head.shape, head.identity) == ours]
+        return good[-which] if len(good) >= which else None
 
-    def _is_old(self, newest: Head, asked: bool) -> bool:
-        behind = self._fold.position - newest.position
-        long_ago = now_ms() - newest.time >= config.SNAPSHOT_EVERY_S * 1000
+    def _is_old(self, found: Head, asked: bool) -> bool:
+        behind = self._fold.position - found.position
+        long_ago = now_ms() - found.time >= config.SNAPSHOT_EVERY_S * 1000
         return behind > 0 and (asked or long_ago or behind >= config.SNAPSHOT_MESSAGES)
 
     async def _frozen(self) -> Head:
