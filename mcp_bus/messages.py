@@ -107,13 +107,14 @@ class Message(_Wire):
     def metadata(self) -> Metadata:
         return self.context.metadata
 
-    @cached_property
+    @property
     def subject(self) -> str:
         """Where this message is published; the only subject it may stand under."""
+        context = self.context
         instance = None
-        if self.kind == "response":
-            instance = self.metadata.reply_to or subjects.NO_INSTANCE
-        return str(subjects.Subject(self.kind, self.source, self.target, instance))
+        if context.type == "response":
+            instance = context.metadata.reply_to or subjects.NO_INSTANCE
+        return subjects.written(context.type, self.source, self.target, instance)
 
     def encode(self) -> bytes:
         """The bytes as they arrived, or compact JSON in the specification's key order.

@@ -58,8 +58,13 @@ class Subject:
     instance: str | None = None
 
     def __str__(self) -> str:
-        base = f"mcp.{self.kind}.{self.source}.{self.target}"
-        return base if self.instance is None else f"{base}.{self.instance}"
+        return written(self.kind, self.source, self.target, self.instance)
+
+
+def written(kind: Kind, source: str, target: str, instance: str | None = None) -> str:
+    """The subject of these parts, which are ids."""
+    base = f"mcp.{kind}.{source}.{target}"
+    return base if instance is None else f"{base}.{instance}"
 
 
 def is_id(text: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -34,8 +34,7 @@ BATCH_DUPLICATE: Final = 10201
 BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One message as the log holds it; heard live and never stored, its position is 0."""
 
     position: int

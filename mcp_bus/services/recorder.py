@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import re
 
+import orjson
+
 from mcp_bus import telemetry
 from mcp_bus.config import (
     QUARANTINE_SHOWN_MAX,
@@ -31,7 +33,7 @@ from mcp_bus.config import (
 )
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import Follower, Log, Record
-from mcp_bus.messages import dumps, parse
+from mcp_bus.messages import parse
 from mcp_bus.runtime import Runtime
 from mcp_bus.services import repair
 from mcp_bus.services.damage import WHAT_TO_DO
@@ -182,5 +184,5 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # escaped itself, it is no NUL
 
 def _json_for_sql(payload: object) -> str | None:
     """A payload as jsonb takes it: PostgreSQL has no text with a NUL."""
-    text = dumps(payload).decode()
+    text = orjson.dumps(payload).decode()  # it was read from JSON, strictly
     return None if "\\u0000" in text and _NUL.search(text) else text
