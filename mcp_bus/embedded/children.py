@@ -23,13 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcp_bus.config import CHILD_LOG_BYTES_MAX, LAST_WORDS_BYTES_MAX, LAST_WORDS_LINES, PREFIX
+from mcp_bus.embedded import ordinary
 from mcp_bus.embedded.folder import Folder
 from mcp_bus.errors import BusError, SettingsError, Unavailable
-
-_PR_SET_PDEATHSIG = 1
-_CLONE_NEWUSER = 0x10000000
-_ORDINARY_ID = 1000
-_NO_USER_NAMESPACE = 77  # the exit code of a child that could not become an ordinary user
 
 
 class ChildDied(Unavailable):
@@ -83,7 +79,7 @@ class Child:
     def died(self) -> BusError:
         """What to raise once it has ended by itself: how, and its last words."""
         code = self.returncode
-        if code == _NO_USER_NAMESPACE and self.command.ordinary_user:
+        if code == ordinary.REFUSED and self.command.ordinary_user:
             return SettingsError(
                 "PostgreSQL does not run as root, and this system refuses user namespaces: run as "
                 "an ordinary user, or name a running PostgreSQL by MCP_BUS_POSTGRES; last words: "
@@ -118,16 +114,15 @@ async def start(command: Command, folder: Folder) -> Child:
     with path.open("ab") as log:
         os.chmod(path, 0o600)
         log_start = log.tell()
-        birth = _Birth(os.getpid(), command)
         process = await asyncio.create_subprocess_exec(
-            *command.arguments,
+            *_arguments(command),
             env=command.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             pass_fds=(folder.children_lock,),
-            preexec_fn=birth if sys.platform == "linux" else None,
+            preexec_fn=_Birth(os.getpid(), command) if sys.platform == "linux" else None,
         )
     return Child(command, process, path, log_start)
 
@@ -160,33 +155,20 @@ class _Birth:
     def __init__(self, parent: int, command: Command) -> None:
         self._parent = parent
         self._signal = int(command.die_with)
-        self._unshare = command.ordinary_user and os.geteuid() == 0
-        self._maps = (
-            (b"/proc/self/setgroups", b"deny"),
-            (b"/proc/self/uid_map", b"%d %d 1" % (_ORDINARY_ID, os.geteuid())),
-            (b"/proc/self/gid_map", b"%d %d 1" % (_ORDINARY_ID, os.getegid())),
-        )
 
     def __call__(self) -> None:
-        if self._unshare:
-            self._become_ordinary()  # first, because it clears the signal set below
-        if _libc.prctl(_PR_SET_PDEATHSIG, self._signal, 0, 0, 0) != 0 or (
+        if _libc.prctl(ordinary.PR_SET_PDEATHSIG, self._signal, 0, 0, 0) != 0 or (
             os.getppid() != self._parent  # died before it could be watched
         ):
             os._exit(1)
 
-    def _become_ordinary(self) -> None:
-        """Root outside, an ordinary user in its own eyes: the files stay root's."""
-        try:
-            if _libc.unshare(_CLONE_NEWUSER) != 0:
-                raise OSError(ctypes.get_errno(), "unshare")
-            for path, value in self._maps:
-                file = os.open(path, os.O_WRONLY)
-                os.write(file, value)
-                os.close(file)
-        except OSError as error:
-            os.write(2, b"user namespace refused: errno %d\n" % (error.errno or 0))
-            os._exit(_NO_USER_NAMESPACE)
+
+def _arguments(command: Command) -> tuple[str, ...]:
+    """What is executed: where root must be an ordinary user, what makes it one (ordinary.py)."""
+    if sys.platform != "linux" or not command.ordinary_user or os.geteuid() != 0:
+        return command.arguments
+    become = (sys.executable, "-I", "-S", ordinary.__file__)
+    return (*become, str(os.getpid()), str(int(command.die_with)), *command.arguments)
 
 
 def _trim(path: Path) -> None:

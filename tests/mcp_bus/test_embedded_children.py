@@ -31,6 +31,13 @@ async def main():
 asyncio.run(main())
 """
 
+THREADS = """
+import os, threading
+os.register_at_fork(
+    after_in_child=lambda: threading.Thread(target=threading.Event().wait, daemon=True).start()
+)
+"""
+
 
 def python(code: str, name: str = "child") -> Command:
     return Command(name, (sys.executable, "-c", code), children.environment())
@@ -83,6 +90,26 @@ async def test_a_child_dies_with_a_killed_parent(tmp_path: Path, user: str) -> N
         await parent.wait()
     async with locked(tmp_path):  # waits for the lock that the child has: then it is gone
         assert state_of(pid) in ("", "Z")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="user namespaces are Linux's")
+async def test_a_child_becomes_ordinary_where_forks_start_threads(tmp_path: Path) -> None:
+    """As OpenTelemetry's exporters do: a process with two threads gets no user namespace."""
+    program = PARENT.replace("async def main", THREADS + "async def main")
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, tmp_path, "ordinary"), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    try:
+        async with asyncio.timeout(10):
+            while b"ordinary.py" in Path(f"/proc/{pid}/cmdline").read_bytes():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        ids = Path(f"/proc/{pid}/uid_map").read_text().split()
+        assert ids[0] == ("1000" if os.geteuid() == 0 else "0")
+    finally:
+        parent.kill()
+        await parent.wait()
 
 
 async def test_a_log_stays_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
