@@ -99,11 +99,9 @@ SNAPSHOT_HEADS_MAX = 32  # that are looked at; two are kept
 SNAPSHOTS_KEPT = 2
 SNAPSHOTS_BYTES_MAX = 1024**3  # room of their own: two of each decider, and those being written
 
-# --- trimming ---------------------------------------------------------------------------------
+# --- recorder, projector ----------------------------------------------------------------------
 TRIM_EVERY_S = 1.0  # the log is looked at this often
 LOG_TRIMMED_TO = 0.75  # of its high water
-
-# --- recorder, projector ----------------------------------------------------------------------
 RECORD_BATCH_MAX = 2000
 RECORD_BATCH_BYTES_MAX = 16 * 1024 * 1024
 RECORD_IDLE_S = 1.0  # a silent recorder looks after its database this often
@@ -269,11 +267,6 @@ DEMO_COMMITS_MAX = 30  # of the newest; their log must fit into one message
 DEMO_REGISTER_S = 30.0
 DEMO_EXECUTE_S = 60.0
 DEMO_HEARD_S = 2.0  # for the last live message, which is only shown
-
-
-def store_pace_s(worked_s: float) -> float:
-    """How long after the last batch, which took `worked_s`, the next one may begin."""
-    return min(max(STORE_PACE_FACTOR * worked_s, STORE_PACE_S), STORE_PACE_S_MAX)
 
 
 def default_data_dir() -> Path:

@@ -24,7 +24,6 @@ from mcp_bus.config import (
     STANDBY_RETRY_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
-    store_pace_s,
 )
 from mcp_bus.runtime import Runtime
 from mcp_bus.store import event_store
@@ -74,7 +73,7 @@ async def _project(runtime: Runtime, connection: asyncpg.Connection) -> None:
                 runtime.report(position=position, lag=recorded - position)
                 position = await _step(runtime, connection, recorded)
             runtime.ready(position=position, lag=0)
-            await asyncio.sleep(store_pace_s(clock() - began))
+            await asyncio.sleep(event_store.pace_s(clock() - began))
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROJECT_IDLE_S):
                     await wake.wait()

@@ -29,7 +29,6 @@ from mcp_bus.config import (
     STORE_PACE_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
-    store_pace_s,
 )
 from mcp_bus.errors import LogWentBack, MessageError, Unavailable
 from mcp_bus.log import Follower, Log, Record
@@ -94,7 +93,7 @@ async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
             position = trimmer.recorded = records[-1].position
             lag = max(lag - len(records), 0)
             runtime.report(position=position, lag=lag)
-            follower.pace_s = store_pace_s(clock() - began)
+            follower.pace_s = event_store.pace_s(clock() - began)
 
 
 async def _stand_by(runtime: Runtime, connection: Connection) -> None:

@@ -19,6 +19,9 @@ from mcp_bus.config import (
     STORE_CONNECT_S,
     STORE_IDLE_IN_TRANSACTION_S,
     STORE_KEEPALIVE_S,
+    STORE_PACE_FACTOR,
+    STORE_PACE_S,
+    STORE_PACE_S_MAX,
     STORE_POOL_MAX,
     STORE_STATEMENT_S,
 )
@@ -114,6 +117,11 @@ async def connect(url: str) -> Pool:
             "tcp_keepalives_count": "3",
         },
     )
+
+
+def pace_s(worked_s: float) -> float:
+    """How long after the last batch, which took `worked_s`, the next one may begin."""
+    return min(max(STORE_PACE_FACTOR * worked_s, STORE_PACE_S), STORE_PACE_S_MAX)
 
 
 async def close(pool: asyncpg.Pool) -> None:

@@ -227,9 +227,11 @@ class Server:
                 "first_seq": self.stream.first,
                 "last_seq": self.stream.last,
                 "messages": len(self.stream.messages),
+                "bytes": 0,  # there is always room
             },
             "config": {
                 "subjects": list(subjects.STREAM_SUBJECTS),
+                "max_bytes": -1,
                 "num_replicas": self._replicas,
                 "allow_atomic": self._replicas > 1 or self._atomic,
                 "duplicate_window": int(self.stream.window_s * 1e9),
