@@ -16,6 +16,7 @@ from mcp_bus.cli.adapter import adapter
 from mcp_bus.cli.agents import agents
 from mcp_bus.cli.backup import backup, restore
 from mcp_bus.cli.demo import demo
+from mcp_bus.cli.executions import executions
 from mcp_bus.cli.history import conversation, tail
 from mcp_bus.cli.migrate import migrate
 from mcp_bus.cli.outcome import Globals, Outcome
@@ -26,7 +27,7 @@ from mcp_bus.cli.secrets import secrets
 from mcp_bus.cli.services import service_commands
 from mcp_bus.cli.token import token as issue_token
 from mcp_bus.cli.up import up
-from mcp_bus.cli.workflows import executions, workflows
+from mcp_bus.cli.workflows import workflows
 
 
 @click.group(cls=Outcome, context_settings={"help_option_names": ["-h", "--help"]})

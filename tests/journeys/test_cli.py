@@ -117,6 +117,54 @@ def test_a_whole_workflow_by_hand(folder: Path, tmp_path: Path) -> None:
     assert len(answer(folder, "conversation", execution["id"])["messages"]) == 5
 
 
+WAITS = {
+    "id": "waits",
+    "name": "Waits",
+    "steps": [
+        {"id": "approve", "wait": {"signal": "go"}},
+        {"id": "rest", "wait": {"ms": "${steps.approve.outputs.ms}"}},
+    ],
+}
+
+
+def test_an_execution_is_steered_by_hand(folder: Path, tmp_path: Path) -> None:
+    """Paused, signalled, resumed, cancelled, and compared with another one."""
+    path = write(tmp_path / "waits.json", WAITS)
+    assert run(folder, "workflows", "validate", path).stdout == "nothing is wrong with it\n"
+    run(folder, "workflows", "define", path)
+    one, other = (answer(folder, "workflows", "run", "waits")["executionId"] for _ in range(2))
+    assert run(folder, "executions", "diff", one, other).stdout == "the same, step by step\n"
+    assert run(folder, "executions", "pause", one).stdout.splitlines()[1] == "status  paused"
+    assert answer(folder, "executions", "show", one)["status"] == "paused"
+    run(folder, "executions", "signal", one, "go", "--payload", '{"ms": 3600000}')
+    assert run(folder, "executions", "resume", one).stdout.splitlines()[1] == "status  running"
+    assert answer(folder, "executions", "show", one)["status"] == "waiting"
+    differs = run(folder, "executions", "diff", one, other)
+    assert (differs.returncode, differs.stdout.splitlines()[0]) == (1, "step  approve")
+    assert answer(folder, "executions", "cancel", one)["status"] == "cancelled"
+    assert answer(folder, "executions", "show", one)["status"] == "cancelled"
+    late = run(folder, "executions", "signal", one, "go")
+    assert (late.returncode, late.stderr) == (1, f"mcp-bus: {one} has ended\n")
+    assert run(folder, "executions", "signal", other, "go", "--payload", "{").returncode == 2
+
+
+def test_a_workflow_is_checked_without_a_bus(tmp_path: Path) -> None:
+    """Each finding with its place, as people and as JSON; exit code 1."""
+    wrong = {"id": "w", "name": "W", "steps": [{"id": "a", "dependsOn": ["b"], "wait": {"ms": 1}}]}
+    path = write(tmp_path / "wrong.json", wrong)
+    done = run(tmp_path, "workflows", "validate", path)
+    assert (done.returncode, done.stdout.splitlines()[1].split()[:2]) == (
+        1,
+        ["/steps/0/dependsOn/0", "unknown_reference"],
+    )
+    (finding,) = json.loads(run(tmp_path, "--json", "workflows", "validate", path).stdout)[
+        "findings"
+    ]
+    assert finding["pointer"] == "/steps/0/dependsOn/0"
+    shapeless = write(tmp_path / "shapeless.json", {"id": "a b"})
+    assert "bad_id" in run(tmp_path, "workflows", "validate", shapeless).stdout
+
+
 def test_an_agent_is_revoked_and_reinstated(folder: Path, tmp_path: Path) -> None:
     """Revoked it is listed only when inactive agents are asked for, until it is registered."""
     path = write(tmp_path / "gone.json", {**AGENT, "id": "gone"})
