@@ -89,7 +89,6 @@ class Step(Model):
     conditions: StepConditions | None = None
     timeout_ms: Milliseconds = STEP_TIMEOUT_MS
     heartbeat_timeout_ms: Milliseconds | None = None
-    queue_timeout_ms: Milliseconds | None = None
     depends_on: list[Id] | None = None
     on_skip: Literal["continue", "fail"] = "continue"
     retry: Retry | None = None

@@ -232,12 +232,8 @@ class Course:
                 needed, asked.action, self._logged.time
             )
         about = {**self._version(), "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
-        for name, value in (
-            ("heartbeatTimeoutMs", step.heartbeat_timeout_ms),
-            ("queueTimeoutMs", step.queue_timeout_ms),
-        ):
-            if value is not None:
-                about[name] = value
+        if step.heartbeat_timeout_ms is not None:
+            about["heartbeatTimeoutMs"] = step.heartbeat_timeout_ms
         cause = self._logged.message.metadata
         self._requests.append(
             Draft(
