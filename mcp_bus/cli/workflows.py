@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -29,14 +29,14 @@ def show_workflow(given: Globals, workflow_id: str) -> None:
         return screen.as_json(workflow)
     version = workflow["metadata"]["version"]
     screen.fields(id=workflow["id"], name=workflow["name"], version=version)
-    steps = [(s["id"], s["agentId"], s["action"], s.get("inputs")) for s in workflow["steps"]]
+    steps = [(s["id"], s.get("agentId"), s.get("action"), _given(s)) for s in workflow["steps"]]
     screen.table(("step", "agent", "action", "inputs"), steps)
     return listed(workflow["executions"])
 
 
 @workflows.command()
 @click.argument("file", type=click.File())
-@click.pass_obj
+@client
 def validate(given: Globals, file: IO[str]) -> None:
     """Check the workflow in FILE (JSON, - for stdin) without a bus: all that the bus would refuse,
     but not whether its agents are there. Exit code 1 if there is anything."""
@@ -92,3 +92,8 @@ def run(given: Globals, workflow_id: str, inputs: str, wait: float | None) -> No
         screen.fields(id=execution["executionId"], status=execution["status"])
     if execution["status"] in ("failed", "cancelled"):
         click.get_current_context().exit(FAILED)
+
+
+def _given(step: dict[str, Any]) -> Any:
+    """What a step is given; of one that waits, for what."""
+    return step["wait"] if "wait" in step else step.get("inputs")

@@ -132,6 +132,8 @@ def test_an_execution_is_steered_by_hand(folder: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "waits.json", WAITS)
     assert run(folder, "workflows", "validate", path).stdout == "nothing is wrong with it\n"
     run(folder, "workflows", "define", path)
+    shown = run(folder, "workflows", "show", "waits").stdout.splitlines()
+    assert shown[4].split() == ["approve", '{"signal":"go"}']
     one, other = (answer(folder, "workflows", "run", "waits")["executionId"] for _ in range(2))
     assert run(folder, "executions", "diff", one, other).stdout == "the same, step by step\n"
     assert run(folder, "executions", "pause", one).stdout.splitlines()[1] == "status  paused"
@@ -157,10 +159,10 @@ def test_a_workflow_is_checked_without_a_bus(tmp_path: Path) -> None:
         1,
         ["/steps/0/dependsOn/0", "unknown_reference"],
     )
-    (finding,) = json.loads(run(tmp_path, "--json", "workflows", "validate", path).stdout)[
-        "findings"
-    ]
-    assert finding["pointer"] == "/steps/0/dependsOn/0"
+    validate = ("workflows", "validate", path)
+    for words in (("--json", *validate), (*validate, "--json")):
+        (finding,) = json.loads(run(tmp_path, *words).stdout)["findings"]
+        assert finding["pointer"] == "/steps/0/dependsOn/0"
     shapeless = write(tmp_path / "shapeless.json", {"id": "a b"})
     assert "bad_id" in run(tmp_path, "workflows", "validate", shapeless).stdout
 
