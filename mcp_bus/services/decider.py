@@ -85,7 +85,7 @@ async def _continued(
 ) -> Fold[S]:
     """The state to go on from: what the last session left, as long as the log continues it."""
     if fold is None or fold.position + 1 < info.first:  # trimmed, or another one, repaired
-        return await snapshots.begun(log, decider, runtime.secret, info, history)
+        return await snapshots.begun(log, decider, runtime.secret, history)
     if fold.identity != info.identity or info.last < fold.position:
         raise LogWentBack(
             f"the log ends at {info.last} (made {info.identity}), seen was {fold.position} "

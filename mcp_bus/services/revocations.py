@@ -116,14 +116,12 @@ class Watch:
         await self._history.check(log)
         info = await log.info()
         if info.first > self._position + 1:  # trimmed, or another one, repaired
-            registry = await snapshots.begun(
-                log, REGISTRY, self._runtime.secret, info, self._history
-            )
-            self._identity, self._position = info.identity, registry.position
+            registry = await snapshots.begun(log, REGISTRY, self._runtime.secret, self._history)
+            self._identity, self._position = registry.identity, registry.position
             for agent in self.revocations.begin(registry.state.known.values()):
                 if not to_the_end:
                     self._revoked(agent)
-        if (self._identity or info.identity) != info.identity or info.last < self._position:
+        elif (self._identity or info.identity) != info.identity or info.last < self._position:
             raise LogWentBack(
                 f"the log ends at {info.last} (made {info.identity}), seen was {self._position} "
                 f"(made {self._identity}): {WHAT_TO_DO}"

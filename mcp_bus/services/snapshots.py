@@ -27,15 +27,15 @@ S = TypeVar("S")
 logger = telemetry.logger(__name__)
 
 
-async def begun(
-    log: Log, decider: Decider[S], secret: bytes, info: LogInfo, history: History
-) -> Fold[S]:
+async def begun(log: Log, decider: Decider[S], secret: bytes, history: History) -> Fold[S]:
     """The fold that a start goes on from: the newest snapshot, or nothing where the log has all;
     else what the event store has of what came before.
 
     Raises LogWentBack, Unavailable.
     """
-    for head in reversed(await snapshots.heads(log, decider.name)):
+    heads = await snapshots.heads(log, decider.name)
+    info = await log.info()  # behind them: another process may have written one just now
+    for head in reversed(heads):
         reason = unusable(head, decider, info)
         if reason is None:
             try:

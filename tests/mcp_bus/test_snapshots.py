@@ -60,7 +60,7 @@ async def bus(nats: Nats) -> AsyncIterator[Bus]:
 async def start(bus: Bus, decider: Decider[Any] = WORKFLOWS) -> Fold[Any]:
     """Where a decider of this bus starts now."""
     history = Recorded(Runtime(config.load({}), "test"))  # without an event store
-    return await begun(bus.log, decider, KEY, await bus.log.info(), history)
+    return await begun(bus.log, decider, KEY, history)
 
 
 async def stored(bus: Bus, fold: Fold[Any], **other: Any) -> Head:
