@@ -24,17 +24,15 @@ from nats.errors import Error as NatsError
 from mcp_bus import config, subjects
 from mcp_bus.errors import Unavailable
 from mcp_bus.log.records import (
-    BATCH_COMMIT,
-    BATCH_ID,
     BATCH_INCOMPLETE,
-    BATCH_SEQUENCE,
     BATCHES_TOO_MANY,
     EXPECTED_LAST,
     EXPECTED_LAST_SUBJECT,
     MESSAGE_ID,
-    TRACEPARENT,
     WRONG_LAST_SEQUENCE,
     LogInfo,
+    headers_of,
+    in_batch,
 )
 from mcp_bus.messages import Message, new_id
 
@@ -95,7 +93,7 @@ class FencedPublisher:
             raise Unavailable(f"the connection to the log is lost: {error!r}") from None
 
     async def _send(self, output: Output, fence: dict[str, str]) -> None:
-        await self._publish(output.message, _headers(output) | fence)
+        await self._publish(output.message, headers_of(output.id, output.message) | fence)
 
     async def _publish(self, message: Message, headers: dict[str, str]) -> None:
         self._sent += 1
@@ -110,7 +108,8 @@ class FencedPublisher:
         """One atomic batch, answered before the next begins."""
         batch = new_id()
         for number, output in enumerate(outputs, 1):
-            headers = _headers(output) | {BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
+            own = headers_of(output.id, output.message)
+            headers = in_batch(own, batch, number, len(outputs))
             if number == 1:
                 headers.update(fence)
             if number < len(outputs):
@@ -118,7 +117,6 @@ class FencedPublisher:
                     output.message.subject, output.message.encode(), headers=headers
                 )
                 continue
-            headers[BATCH_COMMIT] = "1"
             ack = await self._attempt(output, headers)
             if ack.get("error", {}).get("err_code") in _NO_BATCH:
                 await self._one_by_one(outputs, fence)
@@ -129,7 +127,8 @@ class FencedPublisher:
         """Slower than a batch, of which nothing was stored, and fenced as well."""
         logger.warning("no atomic batch to be had for %d outputs", len(outputs))
         for output in outputs:
-            self._judge(await self._attempt(output, _headers(output) | fence))
+            headers = headers_of(output.id, output.message) | fence
+            self._judge(await self._attempt(output, headers))
 
     async def _attempt(self, output: Output, headers: dict[str, str]) -> dict[str, Any]:
         message = output.message
@@ -155,10 +154,3 @@ def _singly_max(info: LogInfo) -> float:
     if info.replicas > 1:
         return 0
     return config.FENCED_SINGLY_MAX if info.atomic else math.inf
-
-
-def _headers(output: Output) -> dict[str, str]:
-    headers = {MESSAGE_ID: output.id}
-    if output.message.metadata.traceparent:
-        headers[TRACEPARENT] = output.message.metadata.traceparent
-    return headers

@@ -27,18 +27,15 @@ from nats.aio.msg import Msg
 from mcp_bus import config
 from mcp_bus.errors import BusError, OutcomeUnknown, Refused, Unavailable
 from mcp_bus.log.records import (
-    BATCH_COMMIT,
     BATCH_DUPLICATE,
-    BATCH_ID,
     BATCH_INCOMPLETE,
-    BATCH_SEQUENCE,
     BATCHES_NONE,
     BATCHES_TOO_MANY,
     DUPLICATE_IN_PROCESS,
-    MESSAGE_ID,
     STREAM_STORE_FAILED,
-    TRACEPARENT,
     Published,
+    headers_of,
+    in_batch,
     status_of,
 )
 from mcp_bus.messages import Message, new_id
@@ -116,9 +113,7 @@ class Publisher:
         """See `Log.publish`."""
         data, subject = message.encode(), message.subject
         message_id = message.metadata.message_id or new_id()
-        headers = {MESSAGE_ID: message_id}
-        if message.metadata.traceparent:
-            headers[TRACEPARENT] = message.metadata.traceparent
+        headers = headers_of(message_id, message)
         until = self._clock() + config.PUBLISH_RETRY_S
         backoff, sent, refusal, first = config.PUBLISH_BACKOFF_S, 0, "", True
         while self._clock() < until:
@@ -171,11 +166,11 @@ class Publisher:
     def _send_waiting(self) -> None:
         """Send what there is room for."""
         while self._waiting and self._batch is None:
-            if self._batches and len(self._waiting) >= max(
-                self._abreast(), config.PUBLISH_BATCH_MIN
-            ):
+            abreast = self._abreast()
+            together = max(abreast, config.PUBLISH_BATCH_MIN)
+            if self._batches and len(self._waiting) >= together:
                 self._send_batch()
-            elif len(self._sent) < self._abreast():
+            elif len(self._sent) < abreast:
                 self._send(self._waiting.popleft())
             else:
                 break
@@ -203,11 +198,11 @@ class Publisher:
         self._batch = _Sent(messages, self._clock())
         name = new_id()
         for number, message in enumerate(messages, 1):
-            headers = {**message.headers, BATCH_ID: name, BATCH_SEQUENCE: str(number)}
+            headers = in_batch(message.headers, name, number, len(messages))
             if number < len(messages):
                 self._log.client.send(message.subject, message.data, "", headers)
             else:
-                self._hand_over(self._batch, headers | {BATCH_COMMIT: "1"})
+                self._hand_over(self._batch, headers)
 
     def _hand_over(self, sent: _Sent, headers: Mapping[str, str]) -> None:
         """Send what the server is to answer."""

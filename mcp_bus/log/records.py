@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from nats.aio.msg import Msg
 
 from mcp_bus import subjects
+from mcp_bus.messages import Message
 
 # Headers (nats-server, ADR-4, ADR-31, ADR-50)
 MESSAGE_ID: Final = "Nats-Msg-Id"
@@ -32,6 +33,23 @@ BATCHES_NONE: Final = 10174  # the stream takes none
 BATCH_INCOMPLETE: Final = 10176
 BATCH_DUPLICATE: Final = 10201
 BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
+
+
+STREAM_NOT_FOUND: Final = 10059
+
+
+def headers_of(message_id: str, message: Message) -> dict[str, str]:
+    """The headers under which a message is stored: the id that makes it one, and its trace."""
+    headers = {MESSAGE_ID: message_id}
+    if message.metadata.traceparent:
+        headers[TRACEPARENT] = message.metadata.traceparent
+    return headers
+
+
+def in_batch(headers: Mapping[str, str], name: str, number: int, last: int) -> dict[str, str]:
+    """The headers of message `number` of the atomic batch `name`, which ends with `last`."""
+    together = {**headers, BATCH_ID: name, BATCH_SEQUENCE: str(number)}
+    return together if number < last else together | {BATCH_COMMIT: "1"}
 
 
 class Record(NamedTuple):
