@@ -32,7 +32,8 @@ from mcp_bus.embedded import credentials, nats_server, postgres
 from mcp_bus.embedded.addresses import Addresses, of_services, plan
 from mcp_bus.embedded.children import environment
 from mcp_bus.embedded.folder import locked
-from mcp_bus.log.stream import STREAM_NOT_FOUND, stream_config
+from mcp_bus.log.records import STREAM_NOT_FOUND
+from mcp_bus.log.stream import stream_config
 from mcp_bus.store import migrate
 
 RUNS = 3

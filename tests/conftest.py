@@ -28,6 +28,7 @@ from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import locked
+from mcp_bus.log.records import STREAM_NOT_FOUND
 from mcp_bus.services.auth import Door
 from mcp_bus.services.revocations import Revocations
 from mcp_bus.store import migrate
@@ -128,7 +129,7 @@ async def nats(engines: Engines) -> Nats:
     """A fresh stream: whatever an earlier test left is gone."""
     urls = engines.nats()
     connection = await log.connect(urls.services, name="test")
-    await connection.api(f"STREAM.DELETE.{STREAM}", allow=(10059,))  # stream not found
+    await connection.api(f"STREAM.DELETE.{STREAM}", allow=(STREAM_NOT_FOUND,))
     await connection.close()
     await log.prepare(urls.services, config.load({}))
     return urls

@@ -159,7 +159,8 @@ class Log:
         )
 
     async def purge(self, before: int) -> int:
-        """Have the log begin at a position; how many messages went. Raises Unavailable."""
+        """Have the log begin at a position, which may lie beyond its end; how many messages went.
+        Raises Unavailable."""
         done = await self.api(f"STREAM.PURGE.{subjects.STREAM}", {"seq": before})
         return int(done["purged"])
 

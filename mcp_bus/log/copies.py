@@ -17,17 +17,15 @@ from nats.errors import Error as NatsError
 
 from mcp_bus.config import COPY_CHUNK_BYTES, COPY_SILENT_S
 from mcp_bus.errors import Unavailable
-from mcp_bus.log.records import STATUS
+from mcp_bus.log.records import STATUS, STREAM_NOT_FOUND
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
 
-_NOT_FOUND = 10059
-
 
 async def info(log: Log, stream: str) -> dict[str, Any] | None:
     """Settings (`config`) and `state` of a stream; None where there is none."""
-    found = await log.api(f"STREAM.INFO.{stream}", allow=(_NOT_FOUND,))
+    found = await log.api(f"STREAM.INFO.{stream}", allow=(STREAM_NOT_FOUND,))
     return None if "error" in found else {key: found[key] for key in ("config", "state")}
 
 
@@ -82,7 +80,7 @@ async def put(
 
 async def remove(log: Log, stream: str) -> None:
     """Delete a stream; for one that is known to be empty."""
-    await log.api(f"STREAM.DELETE.{stream}", allow=(_NOT_FOUND,))
+    await log.api(f"STREAM.DELETE.{stream}", allow=(STREAM_NOT_FOUND,))
 
 
 async def _next(pieces: asyncio.Queue[Msg]) -> Msg:

@@ -48,10 +48,5 @@ async def is_closed(log: Log) -> bool:
     return bool(found["config"]["subjects"] == _CLOSED)
 
 
-async def begin_at(log: Log, position: int) -> None:
-    """Forget everything before a position, which may lie beyond the end: nothing stands between."""
-    await log.api(f"STREAM.PURGE.{subjects.STREAM}", {"seq": position})
-
-
 async def _update(log: Log, settings: dict[str, Any]) -> None:
     await log.api(f"STREAM.UPDATE.{subjects.STREAM}", settings)

@@ -9,9 +9,9 @@ from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, 
 from mcp_bus.errors import SettingsError
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
+from mcp_bus.log.records import STREAM_NOT_FOUND
 from mcp_bus.log.snapshots import snapshots_config
 
-STREAM_NOT_FOUND = 10059
 NO_ROOM = 10047
 
 

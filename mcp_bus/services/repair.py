@@ -62,7 +62,12 @@ def planned(damage: Damage) -> Plan:
     if damage.seen:
         strays = 0  # what is not recorded yet is waited for
     first = recorded + 1 + strays
-    return Plan(damage, strays, first, max(info.last, first, damage.seen) + REPAIR_BEYOND + 1)
+    return Plan(damage, strays, first, _beyond(damage, first))
+
+
+def _beyond(damage: Damage, first: int) -> int:
+    """Where a log begins anew: behind all that anybody may have seen."""
+    return max(damage.info.last, first, damage.seen) + REPAIR_BEYOND + 1
 
 
 async def checked(log: Log, connection: Connection, settings: Settings) -> None:
@@ -137,7 +142,7 @@ async def _alone(connection: Connection) -> AsyncIterator[None]:
 
 async def _without_holes(log: Log, connection: Connection, damage: Damage) -> Gap:
     recorded = await event_store.checkpoint(connection, RECORDER)
-    await mending.begin_at(log, recorded + 1)
+    await log.purge(recorded + 1)
     info = await log.info()
     if info.identity != damage.info.identity or info.last < recorded:
         raise LogWentBack(f"meanwhile the log ends at {info.last} (made {info.identity})")
@@ -164,10 +169,9 @@ async def _moved(log: Log, connection: Connection, damage: Damage, settings: Set
         async with connection.transaction():
             strays = await _apart(log, connection, now)
             first = recorded + 1 + strays
-            beyond = max(info.last, first, now.seen) + REPAIR_BEYOND + 1
-            gap = Gap(beyond, first, now.detail, new_id())
+            gap = Gap(_beyond(now, first), first, now.detail, new_id())
             await gaps.add(connection, gap, recorded, info.identity)
-        await mending.begin_at(log, gap.next)
+        await log.purge(gap.next)
     return gap
 
 

@@ -280,7 +280,7 @@ async def test_what_the_log_lost_before_it_was_recorded_is_a_gap(
         await reached(postgres.service, event_store.RECORDER, 2)
     await sent(own, 3, 4)
     async with own.opened() as log:
-        await mending.begin_at(log, 5)
+        await log.purge(5)
     kept += await sent(own, 5)
     async with recording(settings) as runtime:
         assert "the log begins at 5, and 2 was recorded last" in await alarm(runtime)
@@ -317,7 +317,7 @@ async def test_a_flipped_bit_is_seen_and_repaired(
     assert await mended(own, settings) is None
 
 
-@pytest.mark.parametrize("step", ["begin_at", "publish"])
+@pytest.mark.parametrize("step", ["purge", "publish"])
 async def test_a_repair_that_was_cut_short_is_finished(
     own: OwnLog, postgres: Postgres, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,11 +334,10 @@ async def test_a_repair_that_was_cut_short_is_finished(
         raise Unavailable("killed")
 
     with monkeypatch.context() as patch, pytest.raises(Unavailable, match="killed"):
-        where = mending if step == "begin_at" else Log
-        patch.setattr(where, step, killed)
+        patch.setattr(Log, step, killed)
         await mended(own, settings)
     async with recording(settings):
-        moved = 2 if step == "begin_at" else 1
+        moved = 2 if step == "purge" else 1
         await reached(postgres.service, event_store.RECORDER, moved * REPAIR_BEYOND)
         kept += await sent(own, "after")
         await reached(postgres.service, event_store.RECORDER, await last_of(own))
