@@ -231,14 +231,11 @@ async def position(pool: asyncpg.Pool) -> int:
 async def asking(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """A connection; a database that is away is told as such."""
     try:
-        async with pool.acquire() as connection:
-            yield connection
+        with event_store.answering():
+            async with pool.acquire() as connection:
+                yield connection
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):  # or another release's
         raise Unavailable("the read models are not built yet", code="store_unavailable") from None
-    except event_store.DOWN as error:
-        raise Unavailable(
-            f"the event store does not answer: {error!r}", code="store_unavailable"
-        ) from None
 
 
 async def _period(pool: asyncpg.Pool, sql: str, from_ms: int, to_ms: int) -> tuple[list[Any], Json]:

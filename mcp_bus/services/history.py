@@ -90,17 +90,11 @@ class History:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        try:
+        with event_store.answering():
             if self._pool is None:
                 self._pool = await self._runtime.connect_store()
             async with self._pool.acquire() as connection:
                 yield connection
-        except event_store.DOWN as error:
-            if isinstance(error, LogWentBack):
-                raise
-            raise Unavailable(
-                f"the event store does not answer: {error!r}", code="store_unavailable"
-            ) from None
 
 
 async def refused(runtime: Runtime, error: LogWentBack) -> None:

@@ -21,7 +21,6 @@ import orjson
 
 from mcp_bus import telemetry
 from mcp_bus.config import (
-    QUARANTINE_SHOWN_MAX,
     RECORD_BATCH_BYTES_MAX,
     RECORD_BATCH_MAX,
     RECORD_IDLE_S,
@@ -173,9 +172,9 @@ def _row(record: Record) -> NewMessage | Quarantined:
 
 
 def _apart(record: Record, code: str, reason: str) -> Quarantined:
-    shown = reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:QUARANTINE_SHOWN_MAX]
-    subject = record.subject.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return Quarantined(record.position, record.time_us, subject, code, shown, record.data)
+    return event_store.apart(
+        record.position, record.time_us, record.subject, code, reason, record.data
+    )
 
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # escaped itself, it is no NUL

@@ -197,9 +197,8 @@ async def _apart(log: Log, connection: Connection, damage: Damage) -> int:
 
 
 def _stray(record: Record, position: int) -> Quarantined:
-    subject = record.subject.replace("\0", "\N{REPLACEMENT CHARACTER}")
     reason = f"it was stored at {record.position} of a log that had gone back"
-    return Quarantined(position, record.time_us, subject, STRAY, reason, record.data)
+    return event_store.apart(position, record.time_us, record.subject, STRAY, reason, record.data)
 
 
 async def _recorded(connection: Connection, position: int) -> None:

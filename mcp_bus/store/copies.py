@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from mcp_bus.config import STORE_CONNECT_S
-from mcp_bus.errors import Unavailable
-from mcp_bus.store.event_store import DOWN, RECORDER, Connection
+from mcp_bus.store.event_store import RECORDER, Connection, answering
 
 # where each table is, and which of its rows are copied
 TABLES = {
@@ -30,18 +29,12 @@ Write = Callable[[bytes], Awaitable[None]]
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Connection]:
     """A connection for work that takes long; raises Unavailable."""
-    try:
+    with answering():
         connection = await asyncpg.connect(url, timeout=STORE_CONNECT_S)
         try:
             yield connection
         finally:
             await connection.close()
-    except DOWN as error:
-        if isinstance(error, Unavailable):
-            raise
-        raise Unavailable(
-            f"the event store does not answer: {error!r}", code="store_unavailable"
-        ) from None
 
 
 async def columns(connection: Connection, table: str) -> list[str]:

@@ -9,13 +9,15 @@ ever changed or removed here, and the service role could not do it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
 from mcp_bus.config import (
+    QUARANTINE_SHOWN_MAX,
     STORE_CONNECT_S,
     STORE_IDLE_IN_TRANSACTION_S,
     STORE_KEEPALIVE_S,
@@ -93,6 +95,28 @@ class Quarantined(NamedTuple):
     code: str
     reason: str
     raw: bytes
+
+
+def apart(
+    position: int, time_us: int, subject: str, code: str, reason: str, raw: bytes
+) -> Quarantined:
+    """The row of what is kept apart, with texts that PostgreSQL takes: it has none with a NUL."""
+    shown = reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:QUARANTINE_SHOWN_MAX]
+    under = subject.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return Quarantined(position, time_us, under, code, shown, raw)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """In here a database that is away is Unavailable `store_unavailable`."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except DOWN as error:
+        raise Unavailable(
+            f"the event store does not answer: {error!r}", code="store_unavailable"
+        ) from None
 
 
 async def connect(url: str) -> Pool:
