@@ -241,9 +241,9 @@ class Story:
     def _resumed(self, _: Entry, execution: Row) -> None:
         execution["status"] = "running"
 
-    def _compensating(self, _: Entry, execution: Row) -> None:
+    def _compensating(self, fact: Entry, execution: Row) -> None:
         execution["status"] = "compensating"
-        self._leave(execution, _)
+        self._leave(execution, fact)
 
     def _completed(self, fact: Entry, execution: Row) -> None:
         execution.update(status="completed", ended_us=fact.time_us)

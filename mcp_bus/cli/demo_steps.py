@@ -18,6 +18,7 @@ from mcp_bus import config
 from mcp_bus.cli import demo_agents
 from mcp_bus.cli.demo_view import View
 from mcp_bus.config import DEMO_COMMITS_MAX, DEMO_EXECUTE_S, DEMO_HEARD_S, DEMO_REGISTER_S
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.embedded import Bus, running
 from mcp_bus.errors import SettingsError, Unavailable
 from mcp_bus.messages import Kind
@@ -217,7 +218,7 @@ class Progress:
     def _event(self, payload: Mapping[str, Any]) -> None:
         if payload.get("event") == "StepSkipped":
             self._view.say("step", f"{payload['stepId']}: skipped")
-        if payload.get("event") in ("ExecutionCompleted", "ExecutionFailed"):
+        if payload.get("event") in ENDS:
             self.ended.set()
 
 

@@ -39,12 +39,10 @@ def findings(definition: Definition) -> list[Finding]:
 def warnings(definition: Definition, agents: Agents) -> Iterator[Finding]:
     """Agents and actions that are not there, or not yet."""
     for index, step in enumerate(definition.steps):
-        for at, asked in (
-            (f"/steps/{index}", step),
-            (f"/steps/{index}/compensate", step.compensate),
-        ):
-            if asked is not None and asked.agent_id is not None and asked.action is not None:
-                yield from _agent(agents, at, asked.agent_id, asked.action)
+        at = f"/steps/{index}"
+        for pointer, asked in ((at, step.asking), (f"{at}/compensate", step.compensate)):
+            if asked is not None:
+                yield from _agent(agents, pointer, asked.agent_id, asked.action)
 
 
 @dataclass

@@ -82,8 +82,8 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
         "signals": signals,
         "execution": {"id": execution.id},
     }
-    asked = [_step_of(m) for m in payloads.values() if _is_ours(m, "request")]
-    held = {about["id"]: target for about, target in asked}
+    asked = [message for message in payloads.values() if _is_ours(message, "request")]
+    held = {steps.asked_for(request)["id"]: request.target for request in asked}
     return Course(logged, execution, definition, context, state.agents, held)
 
 
@@ -92,15 +92,11 @@ def _is_ours(message: Message, kind: str) -> bool:
     return message.source == subjects.WORKFLOWS and message.kind == kind
 
 
-def _step_of(request: Message) -> tuple[dict[str, Any], str]:
-    return (request.metadata.model_extra or {})["step"], request.target
-
-
 def _version_in(payloads: Payloads) -> str | None:
     """The version of a start of which the log holds a part."""
     for message in payloads.values():
         if _is_ours(message, "request"):
-            return str(_step_of(message)[0]["version"])
+            return str(steps.asked_for(message)["version"])
         if _is_ours(message, "response") and "outputs" in message.payload:
             return str(message.payload["outputs"]["version"])
     return None

@@ -156,18 +156,16 @@ def _command_key(state: Workflows, logged: Logged) -> Key | None:
     action = payload.get("action") if isinstance(payload, dict) else None
     inputs = payload.get("inputs") if isinstance(payload, dict) else None
     if action == "execute":
-        execution_id = commands.execution_of(logged)
-        known = execution_id in state.live or execution_id in state.ended
         once = commands.once_of(logged.message)
         if once is not None:
             return ("once", once)
+        execution_id = commands.execution_of(logged)
+        known = execution_id in state.live or execution_id in state.ended
         return None if known else (EXECUTION, execution_id)
     on_execution = isinstance(action, str) and action in commands.ON_EXECUTIONS
-    name = "executionId" if on_execution else "id"
+    what, name = (EXECUTION, "executionId") if on_execution else ("workflow", "id")
     named = inputs.get(name) if isinstance(inputs, dict) else None
-    if not isinstance(named, str):
-        return ("position", str(logged.position))
-    return (EXECUTION if name == "executionId" else "workflow", named)
+    return (what, named) if isinstance(named, str) else ("position", str(logged.position))
 
 
 def _execution_of(message: Message) -> str:
@@ -243,7 +241,7 @@ def _started(state: Workflows, started: Mapping[str, Any], time: int) -> None:
 
 def _asked(state: Workflows, logged: Logged) -> None:
     message = logged.message
-    about: dict[str, Any] = (message.metadata.model_extra or {})["step"]
+    about = steps.asked_for(message)
     execution = state.live.get(message.metadata.correlation_id)
     if execution is None:
         return  # DecisionFailed stands where its start should

@@ -7,13 +7,14 @@ from which nothing else follows is settled by StepCompleted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.config import MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
 from mcp_bus.domain.agents import Agents
-from mcp_bus.domain.decider import Draft, Logged
+from mcp_bus.domain.decider import Draft, Logged, event
 from mcp_bus.domain.definitions import Asking, Definition, Step, Wait
 from mcp_bus.domain.ends import CANCELLED, COMPLETED, FAILED
 from mcp_bus.domain.execution import Execution, Request, Waiting
@@ -51,6 +52,7 @@ class Course:
         self._agents = agents
         self._ended = {*execution.answers, *execution.skipped}
         self._busy = execution.busy()
+        self._paused = execution.paused
         self._signals = {name: list(held) for name, held in execution.signals.items()}
         self._facts: list[Draft] = []
         self._cancels: list[Draft] = []
@@ -95,7 +97,8 @@ class Course:
                 )
         except BusError as error:
             return self._failed(step, request.attempt, error)
-        self._completed(step)
+        self._has_ended(step)
+        self._advance()
         if not self.drafts:
             self._say("StepCompleted", stepId=step.id)
         return None
@@ -144,9 +147,10 @@ class Course:
     def resumed(self) -> None:
         """Go on with what is ready."""
         self._say("ExecutionResumed")
+        self._paused = False
         for step in self._execution.answers:
             self._last = self._context["steps"].get(step, {}).get("outputs")
-        self._advance(paused=False)
+        self._advance()
 
     def cancelled(self, by: str) -> None:
         """End it, and undo what is to be undone."""
@@ -154,25 +158,23 @@ class Course:
 
     # --- the way on
 
-    def _completed(self, step: Step) -> None:
-        self._busy.discard(step.id)
-        self._ended.add(step.id)
-        self._advance()
-
     def _waited_for(self, step: Step, outputs: Any, **more: Any) -> None:
         """A wait is over; its outputs are what the signal brought."""
-        self._busy.discard(step.id)
-        self._ended.add(step.id)
+        self._has_ended(step)
         self._context["steps"][step.id] = {"outputs": outputs}
         self._last = outputs
         self._say("StepCompleted", stepId=step.id, outputs=outputs, **more)
 
-    def _advance(self, *, paused: bool | None = None) -> None:
+    def _has_ended(self, step: Step) -> None:
+        self._busy.discard(step.id)
+        self._ended.add(step.id)
+
+    def _advance(self) -> None:
         """Begin what is ready, skip what is to be skipped, and complete when all has ended."""
-        if (self._execution.paused if paused is None else paused) or self._execution.ending:
+        if self._paused or self._execution.ending:
             return
         again = True
-        while again and not self._over:
+        while again:
             again = False
             for step in self._definition.steps:
                 ready = self._definition.needs[step.id] <= self._ended
@@ -313,11 +315,11 @@ class Course:
 
     def _undone(self, request: Request, payload: Any) -> None:
         """A step was undone, or could not be: on to the next."""
-        self._undone_or_not(request.step, payload)
+        self._say_undone(request.step, payload)
         if self._execution.ending is not None:
             self._undo(self._execution.undo, self._execution.ending)
 
-    def _undone_or_not(self, step: str, payload: Any) -> None:
+    def _say_undone(self, step: str, payload: Any) -> None:
         if is_outputs(payload):
             return self._say("StepUndone", stepId=step)
         error = payload["error"] if is_error(payload) else {"code": "malformed_answer"}
@@ -330,7 +332,7 @@ class Course:
                 if step.compensate is not None:
                     return self._ask(step, step.compensate, 1, undoes=True)
             except BusError as error:
-                self._undone_or_not(id, {"error": error.as_json()})
+                self._say_undone(id, {"error": error.as_json()})
         return self._fact(ending)
 
     def _cancel(self, request: Request) -> None:
@@ -353,22 +355,20 @@ class Course:
     def _version(self) -> dict[str, Any]:
         return {"workflowId": self._execution.workflow, "version": self._execution.version}
 
-    def _say(self, event: str, **payload: Any) -> None:
-        self._fact({"event": event, **payload})
+    def _say(self, name: str, /, **payload: Any) -> None:
+        self._fact({"event": name, **payload})
 
     def _fact(self, payload: Mapping[str, Any]) -> None:
         """A fact about the execution, always in its own conversation."""
-        cause = self._logged.message.metadata
-        self._facts.append(
-            Draft(
-                "event",
-                self._execution.id,
-                dict(payload),
-                self._execution.id,
-                causation_id=cause.message_id,
-                traceparent=cause.traceparent,
-            )
-        )
+        name = self._execution.id
+        said = event(self._logged, name, dict(payload))
+        self._facts.append(replace(said, correlation_id=name))
+
+
+def asked_for(request: Message) -> dict[str, Any]:
+    """Which step a request of the engine is for: {workflowId, version, id, attempt, …}."""
+    about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
+    return about
 
 
 def is_outputs(payload: object) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
+from mcp_bus.domain.steps import asked_for
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, errors_of, step, workflow
 
@@ -35,12 +36,12 @@ class Run:
 
     def asked(self) -> list[str]:
         """The steps that were asked for, in order; what undoes one with a minus."""
-        told = [step_of(request) for request in self.history.requests()]
+        told = [asked_for(request) for request in self.history.requests()]
         return [("-" if about.get("undoes") else "") + about["id"] for about in told]
 
     def request(self, name: str) -> Message:
         """The last request of a step."""
-        return [r for r in self.history.requests() if step_of(r)["id"] == name][-1]
+        return [r for r in self.history.requests() if asked_for(r)["id"] == name][-1]
 
     def reply(self, name: str, outputs: Any = None, **more: Any) -> list[Message]:
         payload = more or {"outputs": {} if outputs is None else outputs}
@@ -77,11 +78,6 @@ class Run:
         live, again = self.history.folds[1], self.history.again(WORKFLOWS)
         assert again.state.live == live.state.live
         assert again.undecided == live.undecided == {}
-
-
-def step_of(request: Message) -> dict[str, Any]:
-    about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
-    return about
 
 
 def test_what_does_not_depend_runs_side_by_side() -> None:
@@ -189,7 +185,7 @@ def test_a_failed_step_is_asked_again() -> None:
     assert run.facts == ["StepRetrying"]
     assert run.later(90) == []
     assert run.later(10) != []
-    assert step_of(run.request("a"))["attempt"] == 2
+    assert asked_for(run.request("a"))["attempt"] == 2
     run.fail("a")
     assert run.later(290) == []
     run.later(10)

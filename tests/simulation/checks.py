@@ -12,10 +12,9 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.domain.decider import Decider, Fold, Logged
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.errors import MessageError
 from mcp_bus.messages import Message, parse
-
-ENDS = ("ExecutionCompleted", "ExecutionFailed", "DecisionFailed")
 
 
 @dataclass(frozen=True, slots=True)
