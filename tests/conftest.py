@@ -108,10 +108,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         runner.run(running.__aexit__(None, None, None))
 
 
-@pytest.fixture
-async def postgres(engines: Engines) -> AsyncIterator[Postgres]:
-    """A fresh database with every migration."""
-    database = f"test_{next(_numbers)}"
+@contextlib.asynccontextmanager
+async def migrated(engines: Engines, database: str) -> AsyncIterator[Postgres]:
+    """A fresh database with every migration, as `mcp-bus migrate` makes it."""
     urls = engines.postgres(database)
     await migrate.migrate(
         urls.admin,
@@ -122,6 +121,13 @@ async def postgres(engines: Engines) -> AsyncIterator[Postgres]:
     admin = await asyncpg.connect(engines.postgres("postgres").admin)
     await admin.execute(f"DROP DATABASE {database} WITH (FORCE)")
     await admin.close()
+
+
+@pytest.fixture
+async def postgres(engines: Engines) -> AsyncIterator[Postgres]:
+    """A database of the test."""
+    async with migrated(engines, f"test_{next(_numbers)}") as urls:
+        yield urls
 
 
 @pytest.fixture

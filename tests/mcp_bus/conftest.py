@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -17,6 +17,7 @@ from mcp_bus import config, log, tokens
 from mcp_bus.domain import permissions
 from mcp_bus.domain.decider import Fold
 from mcp_bus.domain.roles import Principal
+from mcp_bus.log import Log
 from mcp_bus.log.stream import stream_config
 from tests.conftest import Nats
 from tests.mcp_bus.history import History
@@ -30,6 +31,30 @@ def every_history_goes_on_from_a_snapshot() -> Iterator[None]:
     histories, History.made[:] = list(History.made), []
     for history in histories:
         history.check_snapshots()
+
+
+@pytest.fixture
+async def bus(nats: Nats) -> AsyncIterator[Log]:
+    """The log, as our services reach it."""
+    connection = await log.connect(nats.services, name="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def agents(nats: Nats) -> AsyncIterator[Log]:
+    """The log, as the agent `echo` reaches it."""
+    connection = await log.connect(nats.agent("echo"), name="echo")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def me(nats: Nats) -> AsyncIterator[Log]:
+    """The log, as the agent `me` reaches it."""
+    connection = await log.connect(nats.agent("me"), name="me")
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

@@ -57,6 +57,14 @@ class History:
         needed = {p: self.log[p - 1].message for p in fold.decider.needs(fold.state, logged)}
         return fold.decide(logged, needed, self.time)
 
+    def decided(self) -> tuple[int, list[Message]]:
+        """A start of the workflow `w` that is decided and not published: where it stands, and what
+        the engine would say."""
+        command = {"action": "execute", "inputs": {"workflowId": "w"}}
+        start = Message.build("request", "gateway", "workflows", command, principal=ADMIN)
+        position = self.append(start).position
+        return position, self.decide(self.folds[1], position)
+
     def settle(self) -> list[Message]:
         """Publish what is decided until nobody has more to say; what was published."""
         said: list[Message] = []

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from mcp_bus import config, log
+from mcp_bus import config
 from mcp_bus.errors import Unavailable
 from mcp_bus.log import Answer, Asker, Log, Record
 from mcp_bus.messages import Message, parse
-from tests.conftest import Nats, nothing_missed
+from tests.conftest import nothing_missed
 from tests.deliveries import taking
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def agents(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.agent("echo"), name="echo")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def me(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.agent("me"), name="me")
-    yield connection
-    await connection.close()
 
 
 async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, me: Log) -> None:

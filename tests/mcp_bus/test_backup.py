@@ -6,10 +6,8 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from mcp_bus.config import Settings
@@ -17,8 +15,8 @@ from mcp_bus.errors import LogWentBack, Refused
 from mcp_bus.messages import Message
 from mcp_bus.services import backup, recorder
 from mcp_bus.services.backup import Backup
-from mcp_bus.store import event_store, migrate
-from tests.conftest import Engines, Postgres
+from mcp_bus.store import event_store
+from tests.conftest import Engines, Postgres, migrated
 from tests.gateway.conftest import SERVICES, echo, serving
 from tests.own_log import OwnLog, contiguous, own_log, rebuilt_equal, settings_of
 from tests.services import reached, running
@@ -28,21 +26,6 @@ from .test_repair import RAW, ended, rows, run, sent, workflow
 
 def nothing(_what: str, _size: int) -> None:
     """Progress that nobody looks at."""
-
-
-@asynccontextmanager
-async def empty(engines: Engines, name: str) -> AsyncIterator[Postgres]:
-    """A second database, as `mcp-bus migrate` makes it."""
-    urls = engines.postgres(name)
-    await migrate.migrate(
-        urls.admin,
-        service_password=engines.secrets.postgres_service,
-        reader_password=engines.secrets.postgres_reader,
-    )
-    yield urls
-    admin = await asyncpg.connect(engines.postgres("postgres").admin)
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
 
 
 async def taken(settings: Settings, path: Path) -> Backup:
@@ -89,7 +72,7 @@ async def test_a_backup_under_load_has_all_that_was_acknowledged(
         await asyncio.wait({load})
     assert made.last >= len(promised)
 
-    async with own_log(tmp_path / "second") as second, empty(engines, "restored") as database:
+    async with own_log(tmp_path / "second") as second, migrated(engines, "restored") as database:
         found = backup.opened(tmp_path / "backup")
         await backup.restored(second.urls.services, database.service, found, nothing)
         elsewhere = settings_of(second, database)
@@ -161,7 +144,7 @@ async def test_a_lost_event_store_is_restored_beside_its_log(
         await reached(postgres.service, event_store.RECORDER, 20)
         made = await taken(settings, tmp_path / "backup")
         kept += await sent(own, *range(20))
-    async with empty(engines, "store_only") as database:
+    async with migrated(engines, "store_only") as database:
         urls = own.urls.services, database.service
         await backup.restored(*urls, made, nothing, store_only=True)
         async with running(settings_of(own, database), "recorder", recorder.run):
@@ -169,7 +152,7 @@ async def test_a_lost_event_store_is_restored_beside_its_log(
         assert await rows(database, RAW) == kept
         await contiguous(database)
     await own.replace(None)
-    async with empty(engines, "store_only") as database:
+    async with migrated(engines, "store_only") as database:
         urls = own.urls.services, database.service
         with pytest.raises(LogWentBack):
             await backup.restored(*urls, made, nothing, store_only=True)

@@ -157,15 +157,7 @@ def test_an_answer_may_come_before_the_last_request_of_its_decision() -> None:
     history = History()
     history.command("registry", "register", agent("echo", "echo"))
     history.command("workflows", "define", workflow(step("a"), step("b", dependsOn=[])))
-    command = Message.build(
-        "request",
-        "gateway",
-        "workflows",
-        {"action": "execute", "inputs": {"workflowId": "w"}},
-        principal={"subject": "root", "roles": ["admin"]},
-    )
-    position = history.append(command).position
-    said, first, second = history.decide(history.folds[1], position)
+    position, (said, first, second) = history.decided()
     history.append(said, 1)
     history.append(first, 1)
     early = history.append(Message.answer(first, "echo", {"outputs": {}}), 1)

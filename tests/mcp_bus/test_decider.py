@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agents_sdk import Bus, connect
-from mcp_bus import config, log
+from mcp_bus import config
 from mcp_bus.log import Log
 from mcp_bus.messages import Message, parse
 from mcp_bus.services import registry, workflows
@@ -38,13 +38,6 @@ async def deciders(
 async def asker(nats: Nats) -> AsyncIterator[Bus]:
     async with connect(nats.agent("asker"), id="asker") as asker:
         yield asker
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
 
 
 async def next_of(bus: Log, subject: str, after: int) -> tuple[int, Message]:

@@ -16,13 +16,6 @@ from tests.services import WAIT_S
 
 
 @pytest.fixture
-async def services(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def git(nats: Nats) -> AsyncIterator[Log]:
     """A process of the agent `git`."""
     process = await log.connect(nats.agent("git"), name="git")
@@ -30,18 +23,18 @@ async def git(nats: Nats) -> AsyncIterator[Log]:
     await process.close()
 
 
-async def ask(services: Log, count: int) -> None:
+async def ask(bus: Log, count: int) -> None:
     for _ in range(count):
-        await services.publish(Message.build("request", "asker", "git", {}))
+        await bus.publish(Message.build("request", "asker", "git", {}))
 
 
-async def test_a_status_of_a_sender_is_a_request_like_any_other(services: Log, git: Log) -> None:
+async def test_a_status_of_a_sender_is_a_request_like_any_other(bus: Log, git: Log) -> None:
     """The header may say what the server would say of a pull, or anything."""
-    await services.open_queue("git", 0)
+    await bus.open_queue("git", 0)
     for status in ("408", "409", "no number"):
         message = Message.build("request", "asker", "git", {})
         headers = {"Status": status, "Nats-Pending-Messages": "x"}
-        await services.client.publish(message.subject, message.encode(), headers=headers)
+        await bus.client.publish(message.subject, message.encode(), headers=headers)
     async with taking(git, "git", 1) as queue:
         for position in (1, 2, 3):
             delivery = await asyncio.wait_for(queue.get(), WAIT_S)
@@ -49,31 +42,31 @@ async def test_a_status_of_a_sender_is_a_request_like_any_other(services: Log, g
             await delivery.ack()
 
 
-async def test_what_no_queue_has_sent_takes_no_room(services: Log) -> None:
+async def test_what_no_queue_has_sent_takes_no_room(bus: Log) -> None:
     """Whoever may publish to the inbox of a process could otherwise stop it for good."""
-    await services.open_queue("git", 0)
-    before = set(services.client._subs)
-    async with taking(services, "git", 1) as queue:
-        while not (inboxes := set(services.client._subs) - before):
-            await services.client.flush()
-        await services.client.publish(services.client._subs[inboxes.pop()].subject, b"no request")
-        await ask(services, 2)
+    await bus.open_queue("git", 0)
+    before = set(bus.client._subs)
+    async with taking(bus, "git", 1) as queue:
+        while not (inboxes := set(bus.client._subs) - before):
+            await bus.client.flush()
+        await bus.client.publish(bus.client._subs[inboxes.pop()].subject, b"no request")
+        await ask(bus, 2)
         for _ in range(2):
             await (await asyncio.wait_for(queue.get(), WAIT_S)).ack()
 
 
 async def test_a_process_asks_for_no_more_than_it_has_room_for(
-    services: Log, git: Log, monkeypatch: pytest.MonkeyPatch
+    bus: Log, git: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the connection was lost while it waited to ask again."""
     monkeypatch.setattr(config, "RECONNECT_WAIT_S", 0.5)
     taken: asyncio.Queue[Delivery] = asyncio.Queue()
     async with git.deliver("git", 4, taken.put_nowait) as queue:
         while not queue._refused:  # the queue does not exist yet
-            await services.client.flush()
+            await bus.client.flush()
         await git.reconnect()
-        await services.open_queue("git", 0)
-        await ask(services, 8)
+        await bus.open_queue("git", 0)
+        await ask(bus, 8)
         for _ in range(4):
             await asyncio.wait_for(taken.get(), WAIT_S)
         await git.client.flush()

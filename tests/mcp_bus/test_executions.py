@@ -290,16 +290,7 @@ def test_running_executions_stay_on_their_version() -> None:
 def test_a_half_published_decision_is_completed() -> None:
     """A process that died between two outputs: the next one adds what is missing, no more."""
     history = defined(step("a"))
-    command = Message.build(
-        "request",
-        "gateway",
-        "workflows",
-        {"action": "execute", "inputs": {"workflowId": "w"}},
-        principal={"subject": "root", "roles": ["admin"]},
-    )
-    position = history.append(command).position
-    outputs = history.decide(history.folds[1], position)
-    assert [m.kind for m in outputs] == ["response", "request"]
+    position, outputs = half_published(history)
     history.append(outputs[0], 1)
     restarted = history.again(WORKFLOWS)
     assert restarted.heads() == [position]
@@ -313,15 +304,7 @@ def test_a_half_published_decision_is_completed() -> None:
 
 def half_published(history: History) -> tuple[int, list[Message]]:
     """A start that is decided and not published: its position, and what the engine would say."""
-    command = Message.build(
-        "request",
-        "gateway",
-        "workflows",
-        {"action": "execute", "inputs": {"workflowId": "w"}},
-        principal={"subject": "root", "roles": ["admin"]},
-    )
-    position = history.append(command).position
-    outputs = history.decide(history.folds[1], position)
+    position, outputs = history.decided()
     assert [m.kind for m in outputs] == ["response", "request"]
     return position, outputs
 

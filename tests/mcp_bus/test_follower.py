@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from mcp_bus import config, log
+from mcp_bus import config
 from mcp_bus.errors import Unavailable
 from mcp_bus.log import Log, Record
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message
 from mcp_bus.subjects import STREAM
-from tests.conftest import Nats
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
 
 
 def event(number: int) -> Message:

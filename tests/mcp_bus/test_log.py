@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -22,27 +21,6 @@ from mcp_bus.messages import Message, parse
 from mcp_bus.subjects import STREAM
 from tests.conftest import Nats
 from tests.deliveries import taking
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def agents(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.agent("echo"), name="echo")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def me(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.agent("me"), name="me")
-    yield connection
-    await connection.close()
 
 
 def event(number: int, source: str = "a") -> Message:

@@ -19,13 +19,6 @@ MANY = 600
 
 
 @pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
 async def a(nats: Nats) -> AsyncIterator[Log]:
     connection = await log.connect(nats.agent("a"), name="a")
     yield connection

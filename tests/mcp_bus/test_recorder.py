@@ -21,7 +21,7 @@ from mcp_bus.faults import FAULT_POINTS
 from mcp_bus.messages import Message
 from mcp_bus.services import recorder
 from mcp_bus.store import event_store, migrate
-from tests.conftest import Nats, Postgres
+from tests.conftest import Postgres
 from tests.services import killed_at, reached, running
 
 POINTS = [point for point in FAULT_POINTS if point.startswith("recorder.")]
@@ -51,14 +51,6 @@ async def recorded(url: str, position: int) -> list[bytes]:
     """The stored bytes in order, once everything up to a position is recorded."""
     await reached(url, event_store.RECORDER, position)
     return [row[0] for row in await rows(url, "SELECT raw FROM store.messages ORDER BY position")]
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[log.Log]:
-    """A connection to the log."""
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
 
 
 async def test_the_store_holds_what_was_sent(

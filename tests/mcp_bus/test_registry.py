@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from mcp_bus import config, log
+from mcp_bus import config
 from mcp_bus.config import QUEUE_OPEN_AGAIN_S
 from mcp_bus.domain.agents import Agents
 from mcp_bus.log import Log, queues
@@ -15,14 +13,6 @@ from mcp_bus.services import registry
 from mcp_bus.services.queues import Dropped
 from mcp_bus.services.registry import Beside
 from mcp_bus.subjects import STREAM
-from tests.conftest import Nats
-
-
-@pytest.fixture
-async def bus(nats: Nats) -> AsyncIterator[Log]:
-    connection = await log.connect(nats.services, name="test")
-    yield connection
-    await connection.close()
 
 
 async def test_a_queue_that_the_log_refuses_is_opened_later(

@@ -66,6 +66,15 @@ async def refused(bus: Rest, *names: str) -> dict[str, str]:
             await asyncio.sleep(config.HEALTH_POLL_S)
 
 
+async def recorded(own: OwnLog, settings: Settings, count: int) -> list[bytes]:
+    """A log whose messages are recorded, all of them, by a recorder that has ended."""
+    assert settings.postgres
+    async with recording(settings):
+        kept = await sent(own, *range(count))
+        await reached(settings.postgres.get_secret_value(), event_store.RECORDER, count)
+    return kept
+
+
 async def test_a_log_from_an_older_copy_is_repaired(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,9 +209,7 @@ async def test_a_log_that_a_crash_cut_short_is_repaired_by_itself(
 ) -> None:
     """Everything that it lost is recorded: the recorder goes on, far behind, by itself."""
     settings = settings_of(own, postgres)
-    async with recording(settings):
-        kept = await sent(own, *range(10))
-        await reached(postgres.service, event_store.RECORDER, 10)
+    kept = await recorded(own, settings, 10)
     shorter = await own.copied("shorter")
     async with recording(settings):
         kept += await sent(own, *range(10))
@@ -230,9 +237,7 @@ async def test_a_log_made_anew_is_repaired_when_an_operator_says_so(
 ) -> None:
     """Its folder is gone: all that was recorded stays, what the new one was sent is kept apart."""
     settings = settings_of(own, postgres)
-    async with recording(settings):
-        kept = await sent(own, *range(10))
-        await reached(postgres.service, event_store.RECORDER, 10)
+    kept = await recorded(own, settings, 10)
     await own.replace(None)
     strays = await sent(own, *range(3))
     async with recording(settings) as runtime:
@@ -255,9 +260,7 @@ async def test_an_older_log_that_has_grown_since_is_seen_through(
     """It is longer than what was recorded, and holds other messages there."""
     settings = settings_of(own, postgres)
     older = await own.copied("older")
-    async with recording(settings):
-        kept = await sent(own, *range(10))
-        await reached(postgres.service, event_store.RECORDER, 10)
+    kept = await recorded(own, settings, 10)
     await own.replace(older)
     strays = await sent(own, *range(15))
     async with recording(settings) as runtime:
@@ -298,9 +301,7 @@ async def test_a_flipped_bit_is_seen_and_repaired(
     """The server drops what it cannot read, and says nothing; the event store has it."""
     monkeypatch.setattr(repair, "REPAIR_ITSELF_S", -1.0)
     settings = settings_of(own, postgres)
-    async with recording(settings):
-        kept = await sent(own, *range(100))
-        await reached(postgres.service, event_store.RECORDER, 100)
+    kept = await recorded(own, settings, 100)
     await own.kill()
     block = own.block()
     data = bytearray(block.read_bytes())
@@ -324,9 +325,7 @@ async def test_a_repair_that_was_cut_short_is_finished(
     """Killed before the log was moved, or before anybody was told: the next recorder does it, and
     nothing is kept apart twice."""
     settings = settings_of(own, postgres)
-    async with recording(settings):
-        kept = await sent(own, *range(10))
-        await reached(postgres.service, event_store.RECORDER, 10)
+    kept = await recorded(own, settings, 10)
     await own.replace(None)
     strays = await sent(own, *range(3))
 
