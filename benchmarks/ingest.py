@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 
 from benchmarks.harness import Must, Row, fresh_raw_stream, measured, program
-from benchmarks.recording import Recording, recording
+from benchmarks.recording import UNDER_WAY, Recording, flat_out, recording
 from mcp_bus.config import Settings
 
 MESSAGES = 20_000
 FEW = 1_000  # of a publisher that waits for each ack
-UNDER_WAY = 1_000  # publishes of one that does not
 
 WHAT = (
     "messages of 512 bytes published through mcp_bus.log by one process, acked, and recorded in "
@@ -65,16 +64,7 @@ async def grouped() -> Row:
 
 
 async def _ours(bus: Recording, count: int = MESSAGES, under_way: int = UNDER_WAY) -> float:
-    numbers = (str(count), str(under_way))
-    async with program(
-        "benchmarks.publisher", "all", *numbers, settings=bus.publisher
-    ) as publisher:
-        until = bus.recorded.position + count
-        began = time.perf_counter()
-        await publisher.go()
-        await publisher.says("done")
-        await bus.recorded.reached(until)
-        return count / (time.perf_counter() - began)
+    return (await flat_out(bus, count, under_way))[1]
 
 
 async def _raw(settings: Settings) -> float:

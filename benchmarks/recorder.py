@@ -5,12 +5,10 @@ from __future__ import annotations
 import bisect
 import json
 import statistics
-import time
 from pathlib import Path
 
 from benchmarks.harness import RUNS, Must, Row, Run, program
-from benchmarks.ingest import UNDER_WAY
-from benchmarks.recording import Recording, recording
+from benchmarks.recording import UNDER_WAY, Recording, flat_out, recording
 
 FLAT_OUT = 20_000  # messages to find the largest rate
 PACED_S = 5  # of publishing at half of it
@@ -23,7 +21,7 @@ async def lag() -> Row:
     runs = []
     async with recording("interval") as bus:
         for _ in range(RUNS):
-            most = await flat_out(bus, FLAT_OUT)
+            most = (await flat_out(bus, FLAT_OUT, UNDER_WAY))[0]
             runs.append(Run(await _p99_ms(bus, int(most / 2)), most))
     return Row(
         id="recorder.lag",
@@ -40,10 +38,10 @@ async def memory() -> Row:
     """What the recorder's process grows by."""
     runs = []
     async with recording("interval") as bus:
-        await flat_out(bus, WARM)
+        await flat_out(bus, WARM, UNDER_WAY)
         for _ in range(RUNS):
             before = _rss_mb(bus.recorder_pid)
-            await flat_out(bus, MILLION // RUNS)
+            await flat_out(bus, MILLION // RUNS, UNDER_WAY)
             runs.append(Run(_rss_mb(bus.recorder_pid) - before, before))
     grown = sum(run.value for run in runs)
     return Row(
@@ -54,18 +52,6 @@ async def memory() -> Row:
         runs=[Run(grown, runs[0].against_value)],
         must=(Must("value", "<=", 20),),
     )
-
-
-async def flat_out(bus: Recording, count: int) -> float:
-    """How many messages a second come in, as fast as one publisher can."""
-    numbers = ("all", str(count), str(UNDER_WAY))
-    async with program("benchmarks.publisher", *numbers, settings=bus.publisher) as publisher:
-        began = time.perf_counter()
-        await publisher.go()
-        await publisher.says("done")
-        took = time.perf_counter() - began
-        await bus.recorded.caught_up()
-    return count / took
 
 
 async def _p99_ms(bus: Recording, per_second: int) -> float:

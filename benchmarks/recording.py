@@ -16,7 +16,7 @@ from typing import Literal
 import asyncpg
 from pydantic import SecretStr
 
-from benchmarks.harness import PROGRAM_S_MAX, engines, token
+from benchmarks.harness import PROGRAM_S_MAX, engines, program, token
 from benchmarks.publisher import SOURCE
 from mcp_bus import log
 from mcp_bus.config import START_S_MAX, Settings
@@ -25,6 +25,7 @@ from mcp_bus.embedded.children import environment
 from mcp_bus.store.event_store import RECORDED
 
 SERVICES = ("recorder", "auth")
+UNDER_WAY = 1_000  # publishes of a publisher that does not wait for each ack
 
 
 class Recorded:
@@ -60,6 +61,19 @@ class Recording:
     admin: Settings  # and the bare programs, as services and as the owner of the database
     recorder_pid: int
     recorded: Recorded
+
+
+async def flat_out(bus: Recording, count: int, under_way: int) -> tuple[float, float]:
+    """How many messages a second one publisher gets acked, and how many recorded."""
+    numbers = ("all", str(count), str(under_way))
+    async with program("benchmarks.publisher", *numbers, settings=bus.publisher) as publisher:
+        until = bus.recorded.position + count
+        began = time.perf_counter()
+        await publisher.go()
+        await publisher.says("done")
+        acked_s = time.perf_counter() - began
+        await bus.recorded.reached(until)
+        return count / acked_s, count / (time.perf_counter() - began)
 
 
 @asynccontextmanager

@@ -7,8 +7,7 @@ import time
 import asyncpg
 
 from benchmarks.harness import Must, Row, measured
-from benchmarks.recorder import flat_out
-from benchmarks.recording import recording
+from benchmarks.recording import UNDER_WAY, flat_out, recording
 from mcp_bus.config import PROJECT_BATCH_BYTES_MAX, PROJECT_BATCH_MAX
 from mcp_bus.store import event_store
 from projections.projection import entry
@@ -19,7 +18,7 @@ MESSAGES = 200_000
 async def read() -> Row:
     """From the first message to the last, as a rebuild reads them."""
     async with recording("interval") as bus:
-        await flat_out(bus, MESSAGES)
+        await flat_out(bus, MESSAGES, UNDER_WAY)
         assert bus.admin.postgres is not None
         database = await asyncpg.connect(bus.admin.postgres.get_secret_value())
         try:

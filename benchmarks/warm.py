@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from benchmarks.harness import PROGRAM_S_MAX, Program, program, temporary_settings, token
 from mcp_bus import config, log
 from mcp_bus.config import HEALTH_POLL_S, Settings
-from mcp_bus.embedded import Bus, credentials, running
+from mcp_bus.embedded import Bus, running
 from mcp_bus.messages import Message, parse
 from mcp_bus.subjects import REGISTRY, stored
 
@@ -63,13 +63,14 @@ def as_service(bus: Bus) -> Settings:
 
 def services_url(bus: Bus) -> str:
     """Where the services' account is."""
-    password = credentials.load(bus.data_dir).bus
-    return bus.nats_url.replace("nats://", f"nats://bus:{password}@")
+    assert bus.settings.nats is not None
+    return bus.settings.nats.get_secret_value()
 
 
 def secret(bus: Bus) -> bytes:
     """The bus secret."""
-    return credentials.load(bus.data_dir).secret.encode()
+    assert bus.settings.secret is not None
+    return bus.settings.secret.get_secret_value().encode()
 
 
 async def caught_up(bus: Bus) -> None:

@@ -14,7 +14,6 @@ import asyncpg
 from agents_sdk import Agent, Bus, connect
 from mcp_bus import embedded, log, tokens
 from mcp_bus.config import HEALTH_POLL_S
-from mcp_bus.embedded import credentials
 from mcp_bus.errors import OutcomeUnknown, Unavailable
 from mcp_bus.messages import Message
 from mcp_bus.store.event_store import RECORDER
@@ -54,8 +53,8 @@ class Load:
 
     async def goes_on(self, messages: int, executions: int) -> None:
         """Wait for so many acknowledged messages and completed executions more."""
-        until = len(self.acked) + messages, self.completed + executions
-        while (len(self.acked), self.completed) < until or self.completed < until[1]:
+        acked, completed = len(self.acked) + messages, self.completed + executions
+        while len(self.acked) < acked or self.completed < completed:
             self._changed.clear()
             await self._changed.wait()
 
@@ -96,7 +95,7 @@ class Load:
 async def loaded(bus: embedded.Bus) -> AsyncIterator[Load]:
     """An agent, publishers and workflows at work on a bus."""
     async with AsyncExitStack() as leaving:
-        agent = Agent("echo", url=bus.nats_url, token=_token(bus, "echo"))
+        agent = Agent("echo", url=bus.nats_url, token=token(bus, "echo"))
 
         @agent.action
         async def echo(n: int) -> dict[str, int]:
@@ -106,9 +105,9 @@ async def loaded(bus: embedded.Bus) -> AsyncIterator[Load]:
         channels = []
         for number in range(PUBLISHERS):
             name = f"p{number}"
-            channels.append(await log.connect(bus.nats_url, name=name, token=_token(bus, name)))
+            channels.append(await log.connect(bus.nats_url, name=name, token=token(bus, name)))
             leaving.push_async_callback(channels[-1].close)
-        mine = _token(bus, "asker", "developer")
+        mine = token(bus, "asker", "developer")
         asker = await leaving.enter_async_context(connect(bus.nats_url, id="asker", token=mine))
         headers = {"Authorization": f"Bearer {bus.token}"}
         workflow = {"id": "three", "name": "Three", "steps": STEPS}
@@ -122,14 +121,9 @@ async def loaded(bus: embedded.Bus) -> AsyncIterator[Load]:
 
 async def wrong_with(bus: embedded.Bus, load: Load) -> list[str]:
     """Everything that does not hold of the log and the event store, once it is recorded."""
-    password = credentials.load(bus.data_dir).bus
-    channel = await log.connect(
-        bus.nats_url.replace("nats://", f"nats://bus:{password}@"), name="test"
-    )
-    last = (await channel.info()).last
-    assert bus.admin_url is not None
     await _healthy(bus)
-    await reached(bus.admin_url, RECORDER, last)
+    channel, last = await recorded(bus)
+    assert bus.admin_url is not None
     history: list[InLog] = []
     async with channel.follow(0) as follower:
         while len(history) < last:
@@ -158,6 +152,16 @@ async def wrong_with(bus: embedded.Bus, load: Load) -> list[str]:
     ]
 
 
+async def recorded(bus: embedded.Bus) -> tuple[log.Log, int]:
+    """The log as our services reach it, and its end, once that is in the event store."""
+    assert bus.settings.nats is not None
+    assert bus.admin_url is not None
+    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
+    last = (await channel.info()).last
+    await reached(bus.admin_url, RECORDER, last)
+    return channel, last
+
+
 async def _healthy(bus: embedded.Bus) -> None:
     """Wait until what died last is back."""
     async with aiohttp.ClientSession(bus.gateway_url) as session:
@@ -169,6 +173,8 @@ async def _healthy(bus: embedded.Bus) -> None:
             await asyncio.sleep(HEALTH_POLL_S)
 
 
-def _token(bus: embedded.Bus, agent: str, role: str = "agent") -> str:
-    keys = tokens.Keys.of(credentials.load(bus.data_dir).secret.encode(), None)
+def token(bus: embedded.Bus, agent: str, role: str = "agent") -> str:
+    """What lets an agent in."""
+    assert bus.settings.secret is not None
+    keys = tokens.Keys.of(bus.settings.secret.get_secret_value().encode(), None)
     return tokens.issue(keys, agent, (role,), 3600, doors=tokens.DOORS, agent=agent)

@@ -13,10 +13,9 @@ import asyncpg
 import pytest
 
 from agents_sdk import Agent, Bus, connect
-from mcp_bus import config, embedded, log, tokens
-from mcp_bus.embedded import credentials, nats_server, running, supervisor
-from mcp_bus.store.event_store import RECORDER
-from tests.services import reached
+from mcp_bus import config, embedded
+from mcp_bus.embedded import nats_server, running, supervisor
+from tests.faults.load import recorded, token
 
 RESTARTS = 20
 AT_ONCE = 16  # questions under way all the time
@@ -44,14 +43,14 @@ async def test_an_agent_survives_20_server_restarts_under_load(
     settings = config.load({}, data_dir=tmp_path, port=0, nats_port=0, postgres_port=0)
     async with running(settings) as bus, asyncio.timeout(SCENARIO_S_MAX):
         ran: Counter[int] = Counter()
-        agent = Agent("counter", url=bus.nats_url, token=_token(bus, "counter"))
+        agent = Agent("counter", url=bus.nats_url, token=token(bus, "counter"))
 
         @agent.action
         async def count(n: int) -> dict[str, int]:
             ran[n] += 1
             return {"n": n}
 
-        mine = _token(bus, "asker")
+        mine = token(bus, "asker")
         async with agent, connect(bus.nats_url, id="asker", token=mine) as asker:
             load = Load(asker)
             for how in (signal.SIGKILL, signal.SIGTERM) * (RESTARTS // 2):
@@ -105,21 +104,12 @@ class Load:
 
 async def _stored(bus: embedded.Bus) -> dict[str, int]:
     """The questions that the recorder has copied, and how many answers each has."""
-    password = credentials.load(bus.data_dir).bus
-    url = bus.nats_url.replace("nats://", f"nats://bus:{password}@")
-    channel = await log.connect(url, name="test")
-    last = (await channel.info()).last
+    channel, _ = await recorded(bus)
     await channel.close()
     assert bus.admin_url is not None
-    await reached(bus.admin_url, RECORDER, last)
     store = await asyncpg.connect(bus.admin_url)
     try:
         assert await store.fetchval("SELECT count(*) FROM store.quarantine") == 0
         return {row["message_id"]: row["answers"] for row in await store.fetch(STORED)}
     finally:
         await store.close()
-
-
-def _token(bus: embedded.Bus, agent: str) -> str:
-    keys = tokens.Keys.of(credentials.load(bus.data_dir).secret.encode(), None)
-    return tokens.issue(keys, agent, ("agent",), 3600, doors=tokens.DOORS, agent=agent)
