@@ -15,9 +15,10 @@ from mcp_bus.domain.agents import checked
 from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Model
 from mcp_bus.domain.execution import Execution, Workflows
+from mcp_bus.domain.load import NOBODY
 from mcp_bus.domain.steps import Course
 from mcp_bus.domain.workflows import define
-from mcp_bus.errors import Refused
+from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Id, Message, Text, dumps
 
 Payloads = Mapping[int, Message]
@@ -82,9 +83,20 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
         "signals": signals,
         "execution": {"id": execution.id},
     }
-    asked = [message for message in payloads.values() if _is_ours(message, "request")]
-    held = {steps.asked_for(request)["id"]: request.target for request in asked}
-    return Course(logged, execution, definition, context, state.agents, held)
+    return Course(logged, execution, definition, context, state.agents, _held(payloads))
+
+
+def _held(payloads: Payloads) -> dict[str, str | BusError]:
+    """Of the outputs that the log holds of a decision: whom its steps ask, or why nobody."""
+    held: dict[str, str | BusError] = {}
+    for message in payloads.values():
+        if _is_ours(message, "request"):
+            held[steps.asked_for(message)["id"]] = message.target
+        elif _is_ours(message, "event"):
+            said = message.payload.get("ending", message.payload)
+            if said.get("error", {}).get("code") == NOBODY:
+                held[said["stepId"]] = BusError.from_json(said["error"])
+    return held
 
 
 def _is_ours(message: Message, kind: str) -> bool:

@@ -21,6 +21,8 @@ from mcp_bus.domain.decider import Logged
 from mcp_bus.errors import Unavailable
 from mcp_bus.messages import is_error
 
+NOBODY = "no_capable_agent"
+
 
 @dataclass(slots=True)
 class Load:
@@ -47,7 +49,7 @@ class Load:
         promised the next. Raises Unavailable `no_capable_agent` when there is none."""
         self._forget(time)
         if not capable:
-            raise Unavailable(f"no active agent can {wanted}", code="no_capable_agent")
+            raise Unavailable(f"no active agent can {wanted}", code=NOBODY)
         chosen = min(sorted(capable), key=lambda agent: self._load(agent, time))
         self._promised.setdefault(chosen, deque()).append(time + PROMISE_MS)
         return chosen

@@ -32,7 +32,8 @@ class Course:
     """One decision about one execution, which it leaves as it is; `drafts` is what follows.
 
     `context`: what references are resolved against, {"inputs", "steps": {id: {"outputs"}}}.
-    `held`: whom the requests ask, by step, that the log holds of this decision already.
+    `held`: whom a step's request asks, or why it asks nobody, where the log holds that of this
+    decision already.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Course:
         definition: Definition,
         context: dict[str, Any],
         agents: Agents,
-        held: Mapping[str, str],
+        held: Mapping[str, str | BusError],
     ) -> None:
         self._held = held
         self._logged = logged
@@ -230,9 +231,7 @@ class Course:
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
         if needed is not None:
-            target = self._held.get(step.id) or self._agents.choose(
-                needed, asked.action, self._logged.time
-            )
+            target = self._chosen(step, needed, asked.action)
         about = {**self._version(), "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
         if step.heartbeat_timeout_ms is not None:
             about["heartbeatTimeoutMs"] = step.heartbeat_timeout_ms
@@ -249,6 +248,13 @@ class Course:
                 capabilities=(needed,) if needed is not None else (),
             )
         )
+
+    def _chosen(self, step: Step, capability: str, action: str) -> str:
+        """Who is asked; Unavailable `no_capable_agent`. What the log holds is not chosen again."""
+        held = self._held.get(step.id)
+        if isinstance(held, BusError):
+            raise held
+        return held or self._agents.choose(capability, action, self._logged.time)
 
     def _operands(self, step: Step) -> dict[str, Any]:
         """What the pre-condition was judged by, to be recorded."""

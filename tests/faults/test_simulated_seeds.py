@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation import world
 
-FIRST, SEEDS, BLOCK = 1900, 75, 25
+FIRST, SEEDS, BLOCK = 1000, 2000, 100
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SEEDS, BLOCK))

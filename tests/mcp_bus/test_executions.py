@@ -325,6 +325,21 @@ def test_a_half_published_choice_is_not_made_again() -> None:
         assert missing[0].payload == outputs[0].payload
 
 
+def test_that_nobody_could_be_chosen_is_not_decided_again() -> None:
+    """The end that the log holds of a decision stands, whoever could be chosen now."""
+    history = defined(step("a", agentId="capability:c", action="late"))
+    position, outputs = history.decided()
+    assert [m.kind for m in outputs] == ["response", "event"]
+    history.append(outputs[1], 1)
+    register = {"action": "register", "inputs": agent("other", "late")}
+    command = Message.build("request", "gateway", "registry", register, principal=ADMIN)
+    for output in history.decide(history.folds[0], history.append(command).position):
+        history.append(output)
+    for fold in (history.folds[1], history.again(WORKFLOWS)):
+        missing = history.decide(fold, position)
+        assert [m.payload for m in missing] == [outputs[0].payload]
+
+
 def test_a_half_published_start_stays_on_its_version() -> None:
     """What was answered holds, also where a new version stands before the rest."""
     history = defined(step("a"))
