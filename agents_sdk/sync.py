@@ -13,6 +13,7 @@ inside a running loop of your own, which would stand still; there, use `agents_s
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
@@ -46,6 +47,7 @@ class Bus:
     def __init__(self, connecting: contextlib.AbstractAsyncContextManager[client.Bus]) -> None:
         self._connecting = connecting
         self._loop = asyncio.new_event_loop()
+        self._calls: set[asyncio.Task[Any]] = set()  # under way; the loop's thread alone knows them
         self._thread = threading.Thread(target=self._loop.run_forever, name="bus", daemon=True)
         self._thread.start()
         try:
@@ -150,10 +152,11 @@ class Bus:
             self._run(subscription.stop())
 
     def close(self) -> None:
-        """End what listens, then the connection; safe to call twice."""
+        """End what is under way and what listens, then the connection; safe to call twice."""
         if self._loop.is_closed():
             return
         try:
+            self._run(self._cancel())
             self._run(self._connecting.__aexit__(None, None, None))
         finally:
             self._end()
@@ -172,18 +175,33 @@ class Bus:
         ended = threading.Event()
 
         async def noted() -> Result:
+            call = asyncio.create_task(work)
+            self._calls.add(call)
             try:
-                return await work
+                return await call
             finally:
+                self._calls.discard(call)
                 ended.set()
 
-        running = asyncio.run_coroutine_threadsafe(noted(), self._loop)
+        running = None
         try:
+            running = asyncio.run_coroutine_threadsafe(noted(), self._loop)
             return running.result()
         except KeyboardInterrupt:
-            running.cancel()
-            ended.wait(CANCEL_TOLD_S_MAX)  # only then does it send its Cancel
+            if running is not None:  # else `close` finds it
+                running.cancel()
+                ended.wait(CANCEL_TOLD_S_MAX)  # only then does it send its Cancel
             raise
+        except concurrent.futures.CancelledError:
+            raise BusError("this connection was closed") from None
+
+    async def _cancel(self) -> None:
+        """End what other threads, or an interrupt, left under way."""
+        calls = self._calls - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        if calls:
+            await asyncio.wait(calls, timeout=CANCEL_TOLD_S_MAX)
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -8,7 +8,7 @@ import inspect
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -43,6 +43,25 @@ async def worker(bus: Nats, ended: asyncio.Event | None = None) -> AsyncIterator
         finally:
             if ended is not None:
                 ended.set()
+
+    async with agent:
+        yield agent
+
+
+@contextlib.asynccontextmanager
+async def waiter(
+    bus: Nats, started: Callable[[], None], ended: asyncio.Event
+) -> AsyncIterator[Agent]:
+    """An agent that does not answer before it is told that nobody waits."""
+    agent = Agent("waiter", url=bus.agent("waiter"))
+
+    @agent.action
+    async def wait() -> None:
+        started()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
     async with agent:
         yield agent
@@ -98,20 +117,31 @@ async def test_a_script_that_leaves_a_stream_cancels_it(bus: Nats) -> None:
         await ended.wait()
 
 
+async def test_closing_cancels_what_another_thread_waits_for(bus: Nats) -> None:
+    """The thread is told, and so is the agent."""
+    started, ended = threading.Event(), asyncio.Event()
+
+    def ask(client: sync.Bus) -> None:
+        with pytest.raises(BusError, match="closed"):
+            client.request("waiter", "wait")
+
+    def script() -> None:
+        client = sync.connect(bus.agent("client"))
+        asking = threading.Thread(target=ask, args=(client,))
+        asking.start()
+        started.wait()
+        client.close()
+        asking.join()
+
+    async with waiter(bus, started.set, ended):
+        await asyncio.to_thread(script)
+        await ended.wait()
+
+
 async def test_an_interrupted_script_cancels_its_request(bus: Nats) -> None:
     """Ctrl-C while it waits: the action is cancelled too."""
     started, ended = asyncio.Event(), asyncio.Event()
-    agent = Agent("waiter", url=bus.agent("waiter"))
-
-    @agent.action
-    async def wait() -> None:
-        started.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with agent:
+    async with waiter(bus, started.set, ended):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SCRIPT, bus.agent("client")), stderr=-1
         )
