@@ -5,8 +5,9 @@ former leader is refused (10071) however late it wakes. Nothing here retries: an
 when the fold reads it in the log. One copy of the log: single publishes, pipelined; or one atomic
 batch, where each single one would be an fsync and many wait. Several copies: a compare on a
 subject refuses pipelined publishes (10164), so all that waits goes as one atomic batch with the
-fence on its first message, one commit in flight. While others hold every batch that the server has
-open, one publish goes after the other.
+fence on its first message, one commit in flight. Where the server takes no batch, because others
+hold all that it has open or because one of the outputs stands in the log already (an id makes a
+batch a duplicate as a whole), one publish goes after the other.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from nats.errors import Error as NatsError
 from mcp_bus import config, subjects
 from mcp_bus.errors import Unavailable
 from mcp_bus.log.records import (
-    BATCH_INCOMPLETE,
-    BATCHES_TOO_MANY,
     EXPECTED_LAST,
     EXPECTED_LAST_SUBJECT,
     MESSAGE_ID,
+    NO_BATCH,
     WRONG_LAST_SEQUENCE,
     LogInfo,
     headers_of,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
 
 logger = logging.getLogger(__name__)
-
-# of a batch of one the server says why; of a longer one that its beginning is missing
-_NO_BATCH = (BATCHES_TOO_MANY, BATCH_INCOMPLETE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class FencedPublisher:
                 )
                 continue
             ack = await self._attempt(output, headers)
-            if ack.get("error", {}).get("err_code") in _NO_BATCH:
+            if ack.get("error", {}).get("err_code") in NO_BATCH:
                 await self._one_by_one(outputs, fence)
             else:
                 self._judge(ack)

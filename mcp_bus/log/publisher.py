@@ -27,11 +27,9 @@ from nats.aio.msg import Msg
 from mcp_bus import config
 from mcp_bus.errors import BusError, OutcomeUnknown, Refused, Unavailable
 from mcp_bus.log.records import (
-    BATCH_DUPLICATE,
-    BATCH_INCOMPLETE,
     BATCHES_NONE,
-    BATCHES_TOO_MANY,
     DUPLICATE_IN_PROCESS,
+    NO_BATCH,
     STREAM_STORE_FAILED,
     Published,
     headers_of,
@@ -48,7 +46,6 @@ logger = logging.getLogger(__name__)
 Ack = dict[str, Any]  # as the server writes it: {"seq", "duplicate"}, or {"error"}
 
 _RETRIED = {DUPLICATE_IN_PROCESS, STREAM_STORE_FAILED, 503}
-NO_BATCH = {BATCH_DUPLICATE, BATCH_INCOMPLETE, BATCHES_NONE, BATCHES_TOO_MANY}
 
 
 class _Message:

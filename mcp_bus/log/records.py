@@ -34,6 +34,9 @@ BATCH_INCOMPLETE: Final = 10176
 BATCH_DUPLICATE: Final = 10201
 BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
 
+# A batch that is refused for one of these is stored by no part: its messages may go one by one. Of
+# a batch of one the server says why; of a longer one that its beginning is missing.
+NO_BATCH: Final = frozenset({BATCH_DUPLICATE, BATCH_INCOMPLETE, BATCHES_NONE, BATCHES_TOO_MANY})
 
 STREAM_NOT_FOUND: Final = 10059
 

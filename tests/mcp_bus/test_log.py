@@ -306,6 +306,21 @@ async def test_a_former_leader_is_refused_however_late_it_wakes(
         assert (await bus.info()).last == last
 
 
+async def test_an_output_that_stands_in_the_log_does_not_hold_the_others_up(bus: Log) -> None:
+    """The server refuses a batch with a known id whole: all of it goes one by one, at once."""
+    refused = asyncio.Event()
+    info = replace(await bus.info(), replicas=3)
+    publisher = FencedPublisher(bus, "workflows", info, refused.set)
+    await publisher.open()
+    await publisher.claim(_epoch(), 0)
+    outputs = [_output(n) for n in range(4)]
+    await publisher.publish(outputs[2:3], 1)
+    await publisher.publish(outputs, 1)
+    stored = [r.data for r in await everything(bus, after=1)]
+    assert stored == [outputs[n].message.encode() for n in (2, 0, 1, 3)]
+    assert not refused.is_set()
+
+
 async def _hold_every_batch(agents: Log) -> None:
     for number in itertools.count():
         headers = {BATCH_ID: f"b{number}", BATCH_SEQUENCE: "1"}
