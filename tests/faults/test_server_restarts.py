@@ -15,7 +15,8 @@ import pytest
 from agents_sdk import Agent, Bus, connect
 from mcp_bus import config, embedded
 from mcp_bus.embedded import nats_server, running, supervisor
-from tests.faults.load import recorded, token
+from tests.faults.load import token
+from tests.faults.verdict import recorded
 
 RESTARTS = 20
 AT_ONCE = 16  # questions under way all the time

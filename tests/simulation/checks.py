@@ -68,6 +68,19 @@ def promises(acked: Iterable[Acked], stored: Mapping[str | None, Sequence[InStor
     return wrong
 
 
+def unacked(
+    refused: Iterable[str], unknown: Iterable[str], stored: Mapping[str | None, Sequence[InStore]]
+) -> list[str]:
+    """What a source was told is not stored is in no store; of what nobody could tell, one copy
+    at most."""
+    wrong = [f"{i} was refused, and is stored" for i in refused if stored.get(i)]
+    return wrong + [
+        f"{i}, of which nobody could tell, is stored {len(stored[i])} times"
+        for i in unknown
+        if len(stored.get(i, ())) > 1
+    ]
+
+
 def copies(log: Sequence[InLog], window_ms: float) -> list[str]:
     """The log holds no message twice within the time for which it knows an id."""
     last: dict[str, InLog] = {}

@@ -1,0 +1,108 @@
+"""What does not hold of a bus, once the load has stopped and everything is quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import aiohttp
+import asyncpg
+
+from mcp_bus import embedded, log
+from mcp_bus.config import HEALTH_POLL_S
+from mcp_bus.store import event_store
+from mcp_bus.store.event_store import READ, RECORDER
+from projections import rebuild
+from tests.faults.load import Load
+from tests.services import reached
+from tests.simulation import checks
+from tests.simulation.checks import InLog, InStore
+
+LAG_S_MAX = 10.0  # from when nothing is broken any more until all is recorded and shown
+
+
+async def wrong_with(bus: embedded.Bus, load: Load) -> list[str]:
+    """What callers saw of the faults, and all that does not hold of the history."""
+    return [
+        *load.failures,
+        *(f"{i} was refused: {error!r}" for i, error in load.refused.items()),
+        *(f"nobody can tell of {i}: {error!r}" for i, error in load.unknown.items()),
+        *await wrong_in_history(bus, load),
+    ]
+
+
+async def wrong_in_history(bus: embedded.Bus, load: Load) -> list[str]:
+    """All that does not hold of the log, the event store and the read models; raises TimeoutError
+    when they are not equal after LAG_S_MAX."""
+    await caught_up(bus)
+    channel, last = await recorded(bus)
+    history: list[InLog] = []
+    async with channel.follow(0) as follower:
+        while len(history) < last:
+            history += [InLog(r.position, r.time, r.subject, r.data) for r in await follower.read()]
+    await channel.close()
+    history = history[:last]
+    assert bus.admin_url is not None
+    store = await asyncpg.connect(bus.admin_url)
+    try:
+        rows = await store.fetch("SELECT position, message_id, raw FROM store.messages")
+        apart = await store.fetch("SELECT position, code, raw FROM store.quarantine")
+    finally:
+        await store.close()
+    messages = [InStore(r["position"], r["message_id"], r["raw"]) for r in rows]
+    quarantine = [InStore(r["position"], None, r["raw"], r["code"]) for r in apart]
+    stored: dict[str | None, list[InStore]] = {}
+    for row in messages:
+        stored.setdefault(row.id, []).append(row)
+    until = [row for row in messages if row.position <= last]
+    return [
+        *checks.promises(load.acked, stored),
+        *checks.unacked(load.refused, load.unknown, stored),
+        *checks.order(load.acked),
+        *checks.recorded(history, until, [row for row in quarantine if row.position <= last]),
+        *checks.asked_once(history),
+        *checks.ended(history),
+        *await _rebuilt_otherwise(bus),
+    ]
+
+
+async def caught_up(bus: embedded.Bus) -> None:
+    """Wait until what died last is back, and until all that is in the log then is recorded and
+    shown; TimeoutError when that takes longer than LAG_S_MAX."""
+    await _healthy(bus)
+    async with asyncio.timeout(LAG_S_MAX):
+        channel, last = await recorded(bus)
+        await channel.close()
+        assert bus.admin_url is not None
+        await reached(bus.admin_url, READ, last)
+
+
+async def recorded(bus: embedded.Bus) -> tuple[log.Log, int]:
+    """The log as our services reach it, and its end, once that is in the event store."""
+    assert bus.settings.nats is not None
+    assert bus.admin_url is not None
+    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
+    last = (await channel.info()).last
+    await reached(bus.admin_url, RECORDER, last)
+    return channel, last
+
+
+async def _rebuilt_otherwise(bus: embedded.Bus) -> list[str]:
+    """The read models that are not what a rebuild makes of the event store."""
+    assert bus.settings.postgres is not None
+    pool = await event_store.connect(bus.settings.postgres.get_secret_value())
+    try:
+        reports = await rebuild.rebuild(pool, switch=False)
+    finally:
+        await event_store.close(pool)
+    return [f"rebuilt is not live: {report}" for report in reports if not report.equal]
+
+
+async def _healthy(bus: embedded.Bus) -> None:
+    async with aiohttp.ClientSession(bus.gateway_url) as session:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get("/health") as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(HEALTH_POLL_S)
