@@ -1,0 +1,214 @@
+"""What is played when a history is kept (make.py): every turn that an execution can take.
+
+A story may be changed for the next history; those that are kept already stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mcp_bus.domain.steps import asked_for
+from mcp_bus.messages import Message
+from tests.mcp_bus.history import ADMIN, History, agent, step, workflow
+
+LATER = {"code": "rate_limited", "message": "later", "retryable": True}
+BROKEN = {"code": "broken", "message": "no", "retryable": False}
+
+
+class Story:
+    """A history with the hands of those who take part in it."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.tell = self.history.command
+        self.tell("registry", "register", agent("echo", "echo", "undo"))
+        self.tell("registry", "register", agent("other", "echo", "undo"))
+
+    def start(self, *steps: dict[str, Any], inputs: Any = None, **more: Any) -> str:
+        """Define the next version of `w` and begin it; the execution's id."""
+        self.tell("workflows", "define", workflow(*steps, **more))
+        return self.again(inputs)
+
+    def again(self, inputs: Any = None, **more: Any) -> str:
+        asked = {"workflowId": "w", "inputs": inputs or {}, **more}
+        outputs = self.tell("workflows", "execute", asked).get("outputs", {})
+        return str(outputs.get("executionId"))
+
+    def on(self, execution: str, action: str, **more: Any) -> None:
+        self.tell("workflows", action, {"executionId": execution, **more})
+
+    def request(self, execution: str, name: str) -> Message | None:
+        """The last request of a step; None where other rules did not ask for it."""
+        found = [
+            r
+            for r in self.history.requests()
+            if r.metadata.correlation_id == execution and asked_for(r)["id"] == name
+        ]
+        return found[-1] if found else None
+
+    def reply(self, execution: str, name: str, outputs: Any = None) -> None:
+        self._answer(execution, name, {"outputs": {} if outputs is None else outputs})
+
+    def fail(self, execution: str, name: str, error: dict[str, Any] = LATER) -> None:
+        self._answer(execution, name, {"error": error})
+
+    def _answer(self, execution: str, name: str, payload: Any) -> None:
+        if request := self.request(execution, name):
+            self.history.say(Message.answer(request, request.target, payload))
+
+    def progress(self, execution: str, name: str) -> None:
+        if asked := self.request(execution, name):
+            said = {"event": "Progress", "requestId": asked.metadata.message_id, "fraction": 0.5}
+            self.history.say(
+                Message.build("event", asked.target, "workflows", said, correlation_id=execution)
+            )
+
+    def later(self, ms: int) -> None:
+        """So much log time passes, and the clock says what is due."""
+        self.history.time += ms
+        for message in self.history.folds[1].due(self.history.time):
+            self.history.append(message, 0)
+        self.history.settle()
+
+    def half(self, name: str = "w") -> None:
+        """A start whose decision is stored but for its last output, behind which its first
+        request is answered already."""
+        asked = {"action": "execute", "inputs": {"workflowId": name, "inputs": {"n": 1}}}
+        command = Message.build("request", "gateway", "workflows", asked, principal=ADMIN)
+        position = self.history.append(command).position
+        *outputs, _ = self.history.decide(self.history.folds[1], position)
+        for output in outputs:
+            self.history.append(output, 1)
+        for output in outputs:
+            if output.kind == "request":
+                answer = Message.answer(output, output.target, {"outputs": {"id": "early"}})
+                self.history.append(answer, 1)
+
+
+def undone(name: str, **more: Any) -> dict[str, Any]:
+    undo = {"agentId": "echo", "action": "undo", "inputs": {"id": f"${{steps.{name}.outputs.id}}"}}
+    return step(name, compensate=undo, **more)
+
+
+def agents(story: Story) -> None:
+    """Everything that the registry decides."""
+    tell, history = story.tell, story.history
+    tell("registry", "register", agent("git", "log", version="1.2", tags=["vcs"]))
+    tell("registry", "register", agent("git", "log", "blame", version="1.3"))
+    tell("registry", "register", agent("git", "log", "blame", status="inactive"))
+    for seen in ("HeartbeatSeen", "HeartbeatsMissed", "HeartbeatSeen"):
+        history.observe("other", seen)
+    tell("registry", "register", agent("gone", "log"))
+    tell("registry", "revoke", {"id": "gone", "reason": "lost"})
+    tell("registry", "register", agent("gone", "log"))
+    tell("registry", "revoke", {"id": "gone", "reason": "again"})
+    for target in ("gone", "nobody", "git", "echo"):
+        history.say(Message.build("request", "asker", target, {"action": "log", "inputs": {}}))
+    history.stuck(history.log[-1].position, "not_taken")
+    tell("registry", "choose", {"capability": "c", "action": "echo"})
+
+
+def courses(story: Story) -> None:
+    """Executions that take every turn, and some that are left where they are."""
+    again = {"maxAttempts": 3, "initialDelayMs": 100, "jitter": 0.5}
+    join = {"x": "${steps.a.outputs.n}", "y": "${steps.b.outputs}", "z": "${inputs.n}"}
+    one = story.start(
+        step("a", retry=again, outputs={"n": "${result.id}"}),
+        step("b", dependsOn=[], agentId="capability:c", heartbeatTimeoutMs=1000),
+        step("c", inputs=join, conditions={"pre": {"inputs.n": {"gt": 0}}}),
+        step("d", conditions={"pre": {"inputs.n": {"gt": 5}}}),
+        outputs={"got": "${steps.c.outputs}"},
+        inputs={"n": 1},
+    )
+    story.fail(one, "a")
+    story.progress(one, "b")
+    story.later(100)
+    story.reply(one, "b", {"id": 2})
+    story.reply(one, "a", {"id": 1})
+    story.reply(one, "c", {"id": 3})
+    for inputs in ({"n": 9}, {"n": 9}, {"n": 8}):
+        story.again(inputs, idempotencyKey="k")
+    story.again({"n": 0}, version="1")
+    story.later(1001)  # b is silent
+    three = story.again({"n": 2})
+    story.reply(three, "a", "neither")
+    waits = (
+        {"id": "go", "wait": {"signal": "go"}},
+        {"id": "ms", "dependsOn": [], "wait": {"ms": "${inputs.ms}"}},
+        step("b", dependsOn=["go", "ms"], inputs={"by": "${steps.go.outputs.by}"}),
+    )
+    four = story.start(*waits, inputs={"ms": 500})
+    story.on(four, "signal", name="other")
+    story.on(four, "pause")
+    story.later(501)
+    story.on(four, "signal", name="go", payload={"by": "ann"})
+    story.on(four, "resume")
+    story.reply(four, "b", {"done": True})
+    five = story.again({"ms": 500})
+    story.on(five, "signal", name="other", payload=1)
+    story.on(five, "pause")
+    six = story.start({"id": "go", "wait": {"signal": "go"}, "timeoutMs": 50})
+    story.later(51)
+    assert six != five
+
+
+def undoing(story: Story) -> None:
+    """Compensation, by failure and by cancel, with what goes wrong on the way."""
+    steps = (undone("a"), undone("b"), step("c", retry={"maxAttempts": 2}))
+    for end in ("fail", "cancel", "late"):
+        one = story.start(*steps)
+        story.reply(one, "a", {} if end == "cancel" else {"id": 1})
+        story.reply(one, "b", {"id": 2})
+        if end == "cancel":
+            story.on(one, "cancel")
+        else:
+            story.fail(one, "c", BROKEN)
+        if end == "late":
+            story.later(61_000)
+        else:
+            story.reply(one, "b")
+            story.fail(one, "b", BROKEN)
+        if end == "fail":
+            story.reply(one, "a")
+    two = story.start(undone("a"), step("b", inputs={"x": "${steps.a.outputs.missing}"}))
+    story.reply(two, "a", {"id": 1})
+    never = {"pre": {"inputs.n": 1}}
+    three = story.start(undone("a"), step("b", onSkip="fail", conditions=never))
+    story.reply(three, "a", {"id": 1})
+    four = story.start(undone("a"), step("b"), step("c", dependsOn=[], timeoutMs=500))
+    story.reply(four, "a", {"id": 1})
+    story.later(501)  # and is left while it is undone
+    five = story.start(step("a", retry={"maxAttempts": 2}), step("b", dependsOn=[]))
+    lost = next(x for x in story.history.log if x.message is story.request(five, "a"))
+    story.history.stuck(lost.position, "request_lost")
+    story.fail(five, "a")
+    nobody = step("n", agentId="capability:none", retry={"maxAttempts": 2})
+    story.start(step("s", conditions=never), {**nobody, "dependsOn": []}, step("t", dependsOn=[]))
+    story.later(1001)
+
+
+def refusals(story: Story) -> None:
+    """What is told to who asks for too much; other rules let it in."""
+    nobody = {"subject": "eve", "roles": []}
+    odd = workflow(step("a", inputs={"x": "${steps.none.outputs}"}), id="odd")
+    for principal in (nobody, ADMIN):
+        story.tell("workflows", "define", odd, principal=principal)
+        story.tell("workflows", "execute", {"workflowId": "odd"}, principal=principal)
+    story.tell("workflows", "define", workflow(step("a"), id="bus"))
+    story.tell("workflows", "cancel", {"executionId": "none"})
+
+
+def halves(story: Story) -> None:
+    """Ends in decisions that are not whole, of which one is answered."""
+    story.start(step("a"), step("b", dependsOn=[]), {"id": "c", "wait": {"signal": "s"}})
+    for _ in range(2):
+        story.half()
+
+
+STORIES: dict[str, tuple[Callable[[Story], None], ...]] = {
+    "agents": (agents,),
+    "courses": (courses, refusals, halves),
+    "undoing": (undoing, halves),
+    "otherwise": (agents, courses, undoing, refusals, halves),
+}
