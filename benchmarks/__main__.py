@@ -47,7 +47,9 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "registry.1000.cpu": registry.cpu,
     "registry.1000.discovery": registry.discovery,
     "engine.1.interval": engine.one_interval,
+    "engine.1.always": engine.one_always,
     "engine.64.interval": engine.sixty_four_interval,
+    "engine.64.always": engine.sixty_four_always,
 }
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"

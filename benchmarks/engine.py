@@ -4,7 +4,7 @@ Every service of the bus runs, and the agent `echo` as a process of its own. A w
 stored messages, eight of them one after the other: the start, three requests and their answers,
 the end. So the limit is eight stored hops between two bare nats-py processes: publish into a
 stream, hear what it republished, publish the next. Two processes instead of three, and nobody
-decides anything.
+decides anything. The peer is DBOS, whose steps are functions of the process that runs the workflow.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal
 
 import aiohttp
 import nats
 
-from benchmarks.harness import Row, Run, fresh_raw_stream, measured, program, token
-from benchmarks.load import Work, p50_ms, per_second
+from benchmarks import peers
+from benchmarks.harness import Must, Row, Run, fresh_raw_stream, measured, program, token
+from benchmarks.load import AT_ONCE, Work, p50_ms, per_second
 from benchmarks.raw import Chains
 from benchmarks.warm import (
     CLIENT,
@@ -28,14 +30,20 @@ from benchmarks.warm import (
     secret,
     services_url,
 )
-from mcp_bus import log
+from mcp_bus import config, log
 from mcp_bus.embedded import Bus
 from mcp_bus.messages import Message, parse
 from mcp_bus.subjects import WORKFLOWS, stored
 
 ALONE = 150  # workflows of one run, one after the other
 TOGETHER = 1000  # workflows of one run at 64 in flight
+PEER_TOGETHER = 400
 WORKFLOW_S_MAX = 30.0
+
+PEER = "a DBOS workflow of three steps in one process, on the same PostgreSQL"
+
+Durability = Literal["always", "interval"]
+Measure = Callable[[Work, int], Awaitable[float]]
 
 WORKFLOW = {
     "id": "three",
@@ -53,32 +61,85 @@ WORKFLOW = {
 
 async def one_interval() -> Row:
     """How long one workflow takes on an idle bus."""
-    runs = await _runs(lambda work: p50_ms(work, ALONE))
     return Row(
         id="engine.1.interval",
         what="p50 of a 3-step workflow alone, from its start published to its end heard; all "
         "services run",
         unit="ms",
         against="p50 of eight stored hops in a row between two bare nats-py processes",
-        runs=runs,
+        runs=await _beside_hops(),
+    )
+
+
+async def one_always() -> Row:
+    """The same where every message is on the disk, beside an engine that keeps as much."""
+    return Row(
+        id="engine.1.always",
+        what="p50 of a 3-step workflow alone, from its start published to its end heard; all "
+        "services run; durability always",
+        unit="ms",
+        against=f"p50 of {PEER}",
+        runs=await _beside_dbos("always", "p50_ms", p50_ms, ALONE, ALONE),
+        must=(Must("ratio", "<=", 1.0),),
     )
 
 
 async def sixty_four_interval() -> Row:
     """How many workflows end per second with 64 under way."""
-    runs = await _runs(lambda work: per_second(work, TOGETHER))
+    return await _sixty_four("interval", 6)
+
+
+async def sixty_four_always() -> Row:
+    """The same where every message is on the disk before anybody acts on it."""
+    return await _sixty_four("always", 2)
+
+
+async def _sixty_four(durability: Durability, ratio_min: float) -> Row:
+    runs = await _beside_dbos(durability, "per_second", per_second, TOGETHER, PEER_TOGETHER)
     return Row(
-        id="engine.64.interval",
-        what="3-step workflows per second with 64 in flight; all services run",
+        id=f"engine.64.{durability}",
+        what=f"3-step workflows per second with {AT_ONCE} in flight; all services run; "
+        f"durability {durability}",
         unit="workflows/s",
-        against="chains of eight stored hops per second between two bare nats-py processes, 64 "
-        "chains at once",
+        against=f"workflows per second of {PEER}, {AT_ONCE} in flight",
         runs=runs,
+        must=(Must("ratio", ">=", ratio_min),),
     )
 
 
-async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
-    """A workflow and a chain, measured on a warm bus that has nothing left to catch up on."""
+async def _beside_dbos(
+    durability: Durability, name: str, measure: Measure, count: int, peer_count: int
+) -> list[Run]:
+    """Our workflow and DBOS's, on one bus and its PostgreSQL."""
+    python = peers.python()
+    async with (
+        bus_at_work(durability) as bus,
+        echoing(bus),
+        _client(bus) as channel,
+        program(
+            "benchmarks.peers.dbos_workflow",
+            settings=config.load({}, postgres_admin=bus.admin_url),
+            python=python,
+        ) as dbos,
+    ):
+        workflow = await _workflow(bus, channel)
+
+        async def ours() -> float:
+            await caught_up(bus)
+            return await measure(workflow, count)
+
+        async def theirs() -> float:
+            await caught_up(bus)
+            await dbos.tell(f"{name} {peer_count}")
+            return float(await dbos.line())
+
+        await ours()
+        await theirs()
+        return await measured(ours, theirs)
+
+
+async def _beside_hops() -> list[Run]:
+    """A workflow and a chain, each on a warm bus that has nothing left to catch up on."""
     async with (
         bus_at_work() as bus,
         echoing(bus),
@@ -89,7 +150,7 @@ async def _runs(measure: Callable[[Work], Awaitable[float]]) -> list[Run]:
 
         async def rested(work: Work) -> float:
             await caught_up(bus)
-            return await measure(work)
+            return await p50_ms(work, ALONE)
 
         await per_second(workflow, TOGETHER)
         await per_second(chain, TOGETHER)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-NAMES = ("faststream",)
+NAMES = ("dbos", "faststream")
 
 _VENV = Path(__file__).parents[2] / ".venv-peers"
 
