@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 
 from mcp_bus.config import Settings
+from mcp_bus.faults import Faults
 from mcp_bus.runtime import Runtime, Service
 from mcp_bus.store import event_store
 
@@ -19,10 +20,11 @@ WAIT_S = 30.0
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: Settings, name: str, run: Service
+    settings: Settings, name: str, run: Service, faults: Faults | None = None
 ) -> AsyncIterator[asyncio.Future[None]]:
     """A service as a task of this process; the task is yielded, for those that should fail."""
     runtime = Runtime(settings, name)
+    runtime.faults = faults or runtime.faults
     work = asyncio.ensure_future(run(runtime))
     try:
         yield work

@@ -6,10 +6,10 @@
 It follows the log from its own checkpoint and acknowledges nothing, so a crash anywhere costs
 nothing but the batch that was under way. Messages that are malformed, forged or a late duplicate
 go to quarantine in the same transaction: they never stop the log. One recorder is active, others
-stand by; one that was deposed without noticing fails at the checkpoint. Engines that are away are
-waited for. A log that went back it repairs where that is safe (repair.py), and else refuses: it
-says so, and waits for `mcp-bus repair`. Publishes nothing besides: freeing space must never wait
-for space.
+stand by, and depose one that stands still; what it still has to say is refused with its session,
+or at the checkpoint. Engines that are away are waited for. A log that went back it repairs where
+that is safe (repair.py), and else refuses: it says so, and waits for `mcp-bus repair`. Publishes
+nothing besides: freeing space must never wait for space.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from mcp_bus.config import (
     RECORD_BATCH_BYTES_MAX,
     RECORD_BATCH_MAX,
     RECORD_IDLE_S,
+    RECORDER_SILENT_S,
     STANDBY_RETRY_S,
     STORE_PACE_S,
     STORE_RETRY_S,
     STORE_RETRY_S_MAX,
 )
-from mcp_bus.errors import LogWentBack, MessageError, Unavailable
+from mcp_bus.errors import LogWentBack, MessageError
 from mcp_bus.log import Follower, Log, Record
 from mcp_bus.messages import parse
 from mcp_bus.runtime import Runtime
@@ -96,19 +97,19 @@ async def _record(runtime: Runtime, log: Log, connection: Connection) -> None:
 
 
 async def _stand_by(runtime: Runtime, connection: Connection) -> None:
-    """Wait until no other recorder is active."""
+    """Wait until no other recorder is active, or the one that is shows no life."""
     while not await event_store.lock(connection, NAME):
         runtime.report(status="standby")
-        await asyncio.sleep(STANDBY_RETRY_S)
+        if await event_store.depose(connection, NAME, RECORDER_SILENT_S, STANDBY_RETRY_S):
+            logger.warning("the active recorder stood still and is deposed")
+        else:
+            await asyncio.sleep(STANDBY_RETRY_S)
 
 
 async def _fetch(follower: Follower, connection: Connection, position: int) -> list[Record]:
     """The next records after a position: whatever has arrived, within the bounds of a batch."""
-    records: list[Record] = []
-    while not records:
-        if connection.is_closed():
-            raise Unavailable("the connection to the event store is lost")
-        records = await follower.read(RECORD_IDLE_S)
+    while not (records := await follower.read(RECORD_IDLE_S)):
+        await event_store.show_life(connection)
     size = sum(len(record.data) for record in records)
     while len(records) < RECORD_BATCH_MAX and size < RECORD_BATCH_BYTES_MAX:
         more = await follower.read(0)

@@ -304,6 +304,21 @@ async def lock(connection: Connection, name: str) -> bool:
     )
 
 
+async def show_life(connection: Connection) -> None:
+    """Ask for nothing, so that nobody takes the holder of a lock for one that stands still."""
+    await connection.execute("SELECT 1")
+
+
+async def depose(connection: Connection, name: str, silent_s: float, within_s: float) -> bool:
+    """End the session that holds a lock if it has waited for its client for longer; wait for
+    that.
+
+    A process that was stopped keeps its connection, and so its lock, for ever. What it had under
+    way is undone, and whatever it says when it goes on is refused, because its session is gone.
+    """
+    return bool(await connection.fetch(_SQL["depose"], name, silent_s, within_s))
+
+
 async def unlock(connection: Connection, name: str) -> None:
     """Give up what `lock` gave."""
     await connection.execute("SELECT pg_advisory_unlock(hashtextextended($1, 0))", name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from mcp_bus.embedded import postgres as embedded_postgres
 from mcp_bus.embedded.addresses import ADMIN, LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.folder import Folder, locked
-from mcp_bus.faults import FAULT_POINTS
+from mcp_bus.faults import FAULT_POINTS, Faults
 from mcp_bus.messages import Message
 from mcp_bus.services import recorder
 from mcp_bus.store import event_store, migrate
 from tests.conftest import Postgres
-from tests.services import killed_at, reached, running
+from tests.services import WAIT_S, killed_at, reached, running
 
 POINTS = [point for point in FAULT_POINTS if point.startswith("recorder.")]
 
@@ -156,6 +158,48 @@ async def test_a_standby_takes_over(settings: Settings, postgres: Postgres, bus:
         first.cancel()
         sent += await publish(bus, *range(5))
         assert await recorded(postgres.service, 10) == [m.encode() for m in sent]
+
+
+class Freezing(Faults):
+    """Stops the whole loop of its thread at one fault point, as SIGSTOP stops a process."""
+
+    def __init__(self, settings: Settings, point: str) -> None:
+        super().__init__(settings)
+        self.frozen, self.goes_on = threading.Event(), threading.Event()
+        self._freezes_at = point
+
+    def reached(self, point: str) -> None:
+        if point == self._freezes_at and not self.frozen.is_set():
+            self.frozen.set()
+            self.goes_on.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("point", ["recorder.inserted", "recorder.committed"])
+async def test_a_zombie_cannot_write(
+    point: str, settings: Settings, postgres: Postgres, bus: log.Log
+) -> None:
+    """A standby takes over from one that only stands still, before or behind its commit; when
+    that goes on it has nothing to say, and stands by."""
+    faults, over = Freezing(settings, point), threading.Event()
+
+    async def record() -> None:
+        async with running(settings, "recorder", recorder.run, faults):
+            await asyncio.to_thread(over.wait)
+
+    zombie = asyncio.create_task(asyncio.to_thread(asyncio.run, record()))
+    sent = await publish(bus, *range(3))
+    await asyncio.to_thread(faults.frozen.wait, WAIT_S)
+    async with running(settings, "recorder", recorder.run):
+        sent += await publish(bus, *range(3))
+        await recorded(postgres.service, 6)
+        faults.goes_on.set()
+        sent += await publish(bus, *range(3))
+        assert await recorded(postgres.service, 9) == [m.encode() for m in sent]
+    sent += await publish(bus, *range(3))
+    assert await recorded(postgres.service, 12) == [m.encode() for m in sent]
+    over.set()
+    await zombie
+    assert await rows(postgres.reader, "SELECT * FROM store.quarantine") == []
 
 
 async def test_sessions_that_end_under_two_recorders_cost_nothing(

@@ -121,6 +121,7 @@ class Connection:
         self.changes: Changes | None = None  # of the open transaction
         self.path = "public"
         self.synced = True
+        self.asked_at = 0.0  # when it was asked last
         self._local_path: str | None = None
         self._said: list[tuple[str, str]] = []
         self._closed = False  # as the client sees it
@@ -251,6 +252,7 @@ class Connection:
         early = self.database.chance.random() < 0.5  # most of the time passes before, or after
         if not early:
             await self._while_open()
+        self.asked_at = asyncio.get_running_loop().time()
         answer = None if self._closed else effect()
         self._process.step()
         if early:

@@ -6,6 +6,7 @@ the model and PostgreSQL the same.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -114,6 +115,14 @@ def _advance(c: Connection, name: str, expected: int, position: int, channel: st
 def _checkpoint(c: Connection, name: str) -> Answer:
     position = c.rows(CHECKPOINTS).get(name)
     return [] if position is None else [_Row(position=position)]
+
+
+def _depose(c: Connection, name: str, silent_s: float, _: float) -> Answer:
+    holder = c.database.advised.get(name)
+    if holder is None or asyncio.get_running_loop().time() - holder.asked_at <= silent_s:
+        return []
+    holder.broken()
+    return [_Row(pg_terminate_backend=True)]
 
 
 def _open_checkpoint(c: Connection, name: str) -> Answer:
@@ -233,6 +242,8 @@ _KNOWN: dict[str, Callable[..., Answer]] = {
     "SELECT pg_try_advisory_lock(hashtextextended($1, 0))": lambda c, name: [
         _Row(locked=c.advise(name))
     ],
+    event_store._SQL["depose"]: _depose,
+    "SELECT 1": lambda c: (),
     "SELECT obj_description(to_regnamespace($1), 'pg_namespace')": _fingerprint,
     **{projection.ddl(): lambda c: () for projection in build.PROJECTIONS},
     **{t.select: _select(t) for p in build.PROJECTIONS for t in p.tables},
