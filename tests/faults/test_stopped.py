@@ -1,0 +1,104 @@
+"""Two processes of one service, each in turn stopped and continued: the other takes over, and who
+wakes cannot say what was said meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from mcp_bus import config, embedded, log
+from mcp_bus.embedded import running
+from mcp_bus.store.event_store import RECORDER
+from tests.faults.load import loaded
+from tests.faults.verdict import wrong_with
+from tests.services import reached
+
+STOPPED_S = 10.0
+TAKEN_OVER_S_MAX = 3.0
+MESSAGES, EXECUTIONS = 200, 10
+SCENARIO_S_MAX = 60
+
+
+async def test_two_recorders_stopped_in_turn_lose_nothing(tmp_path: Path) -> None:
+    """Three seconds after one was stopped all is recorded that was in the log then; a zombie
+    writes nothing."""
+    settings = config.load({}, data_dir=tmp_path, port=0, nats_port=0, postgres_port=0)
+    async with (
+        asyncio.timeout(SCENARIO_S_MAX),
+        running(settings) as bus,
+        one_more(bus, "recorder") as second,
+        loaded(bus) as load,
+    ):
+        for pid in (bus.pids["recorder"], second):
+            await load.goes_on(MESSAGES, EXECUTIONS)
+            async with stopped(pid):
+                assert await _recorded_after_s(bus) <= TAKEN_OVER_S_MAX
+                assert await _recorded_after_s(bus) <= 1
+        await load.stop()
+        assert await wrong_with(bus, load) == []
+
+
+@asynccontextmanager
+async def stopped(*pids: int) -> AsyncIterator[None]:
+    """These processes stand still while the block is worked off, and for STOPPED_S at least."""
+    until = time.monotonic() + STOPPED_S
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+        await asyncio.sleep(until - time.monotonic())
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def one_more(bus: embedded.Bus, service: str) -> AsyncIterator[int]:
+    """Another process of a service, once it says that it runs; its pid."""
+    settings = bus.settings.model_copy(update={"instance": "2"})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mcp_bus", service),
+        env={k: v for k, v in os.environ.items() if not k.startswith("MCP_BUS_")}
+        | settings.environment(),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await _runs(bus, service, process.pid)
+        yield process.pid
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _runs(bus: embedded.Bus, service: str, pid: int) -> None:
+    assert bus.settings.nats is not None
+    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
+    runs = asyncio.Event()
+
+    def heard(record: log.Record) -> None:
+        said = json.loads(record.data)
+        if said["pid"] == pid and said["status"] in ("ok", "standby"):
+            runs.set()
+
+    await channel.listen(f"bus.status.{service}", heard)
+    await runs.wait()
+    await channel.close()
+
+
+async def _recorded_after_s(bus: embedded.Bus) -> float:
+    """How long it takes until all that is in the log now is recorded."""
+    assert bus.settings.nats is not None
+    assert bus.admin_url is not None
+    began = time.monotonic()
+    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
+    last = (await channel.info()).last
+    await channel.close()
+    await reached(bus.admin_url, RECORDER, last)
+    return time.monotonic() - began
