@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import IO, Any
 from urllib.parse import quote
 
 import click
 
-from mcp_bus.cli import screen
+from mcp_bus.cli import documents, screen
 from mcp_bus.cli.outcome import Globals
 from mcp_bus.cli.place import ask, client
 
@@ -86,8 +85,8 @@ def history(given: Globals, agent_id: str) -> None:
 @click.argument("file", type=click.File())
 @client
 def register(given: Globals, file: IO[str]) -> None:
-    """Register the agent that FILE (JSON, - for stdin) describes."""
-    agent = ask(given, "POST", "/agents/register", read_json(file))
+    """Register the agent that FILE (JSON or YAML, - for JSON from stdin) describes."""
+    agent = ask(given, "POST", "/agents/register", documents.read(file))
     if given.as_json:
         return screen.as_json(agent)
     return screen.fields(id=agent["id"], status=_status(agent), actions=", ".join(_actions(agent)))
@@ -103,14 +102,6 @@ def revoke(given: Globals, agent_id: str, reason: str | None) -> None:
     if given.as_json:
         return screen.as_json(agent)
     return screen.fields(id=agent["id"], status=_status(agent))
-
-
-def read_json(file: IO[str]) -> Any:
-    """The JSON in a file that a command was given."""
-    try:
-        return json.load(file)
-    except ValueError as error:
-        raise click.BadParameter(f"{file.name} is not JSON: {error}") from None
 
 
 def _status(agent: dict[str, Any]) -> str:

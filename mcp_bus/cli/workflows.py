@@ -7,8 +7,7 @@ from typing import IO, Any
 
 import click
 
-from mcp_bus.cli import screen
-from mcp_bus.cli.agents import read_json
+from mcp_bus.cli import documents, screen
 from mcp_bus.cli.executions import listed, quoted, shown
 from mcp_bus.cli.outcome import FAILED, Globals
 from mcp_bus.cli.place import ask, client
@@ -38,15 +37,15 @@ def show_workflow(given: Globals, workflow_id: str) -> None:
 @click.argument("file", type=click.File())
 @client
 def validate(given: Globals, file: IO[str]) -> None:
-    """Check the workflow in FILE (JSON, - for stdin) without a bus: all that the bus would refuse,
-    but not whether its agents are there. Exit code 1 if there is anything."""
+    """Check the workflow in FILE (JSON or YAML, - for JSON from stdin) without a bus: all that the
+    bus would refuse, but not whether its agents are there. Exit code 1 if there is anything."""
     from mcp_bus.domain import checks
     from mcp_bus.domain.agents import checked
     from mcp_bus.domain.definitions import Definition
     from mcp_bus.errors import Refused
 
     try:
-        found = checks.findings(checked(Definition, read_json(file)))
+        found = checks.findings(checked(Definition, documents.read(file)))
     except Refused as refused:
         found = refused.findings
     if given.as_json:
@@ -64,8 +63,8 @@ def validate(given: Globals, file: IO[str]) -> None:
 @click.argument("file", type=click.File())
 @client
 def define(given: Globals, file: IO[str]) -> None:
-    """Define the workflow in FILE (JSON, - for stdin)."""
-    workflow = ask(given, "POST", "/workflows", read_json(file))
+    """Define the workflow in FILE (JSON or YAML, - for JSON from stdin)."""
+    workflow = ask(given, "POST", "/workflows", documents.read(file))
     if given.as_json:
         return screen.as_json(workflow)
     return screen.fields(id=workflow["id"], version=workflow["metadata"]["version"])

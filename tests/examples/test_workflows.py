@@ -1,0 +1,101 @@
+"""The examples are what they say: each workflow runs with its agents, on a real bus."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents_sdk import BusError
+from agents_sdk.testing import Bus
+from mcp_bus.cli import documents
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "workflows"
+FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".json", ".yaml"))
+
+
+def workflow(name: str) -> dict[str, Any]:
+    """An example's definition."""
+    (path,) = [path for path in FILES if path.stem == name]
+    with path.open() as file:
+        found: dict[str, Any] = documents.read(file)
+    return found
+
+
+def program(name: str) -> dict[str, Any]:
+    """The names of an example's agents, as their program has them before it runs."""
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+async def started(bus: Bus, name: str, inputs: dict[str, Any]) -> str:
+    """The id of an execution that has begun."""
+    command = {"workflowId": name.replace("_", "-"), "inputs": inputs}
+    return str((await bus.request("workflows", "execute", command))["executionId"])
+
+
+async def test_fan_out_asks_all_at_once_and_takes_the_cheapest(bus: Bus) -> None:
+    """The three are asked by one decision: that about the start."""
+    names = program("fan_out")
+    async with names["agent"], bus.subscribe("workflows", "market", kind="request") as asked:
+        await bus.define(workflow("fan_out"))
+        done = await bus.run_workflow("fan-out", {"item": "lamp"})
+        requests = [await anext(asked) for _ in range(4)]
+    assert done == {"shop": "south", "price": 39.0}
+    causes = [request.metadata.causation_id for request in requests]
+    assert causes[0] == causes[1] == causes[2] == requests[0].metadata.correlation_id
+    assert requests[3].payload["action"] == "cheapest"
+
+
+async def test_saga_takes_back_what_was_booked(bus: Bus) -> None:
+    """The last one first; a trip that goes well is kept."""
+    names = program("saga")
+    async with names["agent"]:
+        await bus.define(workflow("saga"))
+        done = await bus.run_workflow("saga", {"to": "Rome"})
+        with pytest.raises(BusError, match="no cars on Capri"):
+            await bus.run_workflow("saga", {"to": "Capri"})
+    assert done == {"bookings": ["flight to Rome", "hotel to Rome", "car to Rome"]}
+    assert names["booked"] == done["bookings"]
+    assert names["cancelled"] == ["hotel to Capri", "flight to Capri"]
+
+
+@pytest.mark.parametrize("yes", [True, False])
+async def test_human_signal_waits_for_a_person(bus: Bus, yes: bool) -> None:
+    """Whose word decides whether the last step is skipped."""
+    async with program("human_signal")["agent"]:
+        await bus.define(workflow("human_signal"))
+        execution = await started(bus, "human_signal", {"topic": "tea"})
+        await bus.wait_for("StepWaiting", execution)
+        said = {"executionId": execution, "name": "verdict", "payload": {"yes": yes, "by": "ann"}}
+        await bus.command("workflows", "signal", said)
+        await bus.wait_for("StepCompleted" if yes else "StepSkipped", execution)
+        await bus.wait_for("ExecutionCompleted", execution)
+
+
+async def test_retry_asks_again_later_each_time(bus: Bus) -> None:
+    """Nobody waits for it here: time goes on."""
+    names = program("retry")
+    async with names["agent"]:
+        await bus.define(workflow("retry"))
+        execution = await started(bus, "retry", {"city": "Ulm"})
+        async with bus.subscribe("workflows", execution, kind="event", after=0) as facts:
+            for attempt in range(names["BUSY_TIMES"]):
+                retrying = (await anext(facts)).payload
+                assert (retrying["event"], retrying["attempt"]) == ("StepRetrying", attempt + 2)
+                await bus.next_timer()
+            assert (await anext(facts)).payload["event"] == "ExecutionCompleted"
+        assert names["asked"] == {"Ulm": 3}
+        with pytest.raises(BusError, match="it has sunk"):
+            await bus.run_workflow("retry", {"city": "Atlantis"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+def test_every_example_is_told(path: Path) -> None:
+    """In docs/workflows.md, with its agents beside it."""
+    page = (ROOT / "docs" / "workflows.md").read_text()
+    assert path.with_suffix(".py").exists()
+    assert re.search(rf"\(\.\./examples/workflows/{path.name}\)", page)
