@@ -119,6 +119,16 @@ def listed(found: list[dict[str, Any]]) -> None:
 
 def shown(execution: dict[str, Any]) -> None:
     """Print an execution with its steps."""
+    ended(execution)
+    rows = [
+        (s["id"], s["agentId"], s["action"], s["status"], _took(s), s["requestPosition"])
+        for s in execution["steps"]
+    ]
+    screen.table(("step", "agent", "action", "status", "ms", "position"), rows)
+
+
+def ended(execution: dict[str, Any]) -> None:
+    """Print what became of an execution, without its steps."""
     error = execution["error"]
     screen.fields(
         id=execution["id"],
@@ -128,11 +138,6 @@ def shown(execution: dict[str, Any]) -> None:
         ms=screen.milliseconds(execution["started"], execution["ended"]),
         outputs=execution["outputs"],
     )
-    rows = [
-        (s["id"], s["agentId"], s["action"], s["status"], _took(s), s["requestPosition"])
-        for s in execution["steps"]
-    ]
-    screen.table(("step", "agent", "action", "status", "ms", "position"), rows)
 
 
 def quoted(name: str) -> str:

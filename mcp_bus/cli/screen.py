@@ -20,7 +20,7 @@ def as_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table with rich on a terminal, else columns of text."""
-    texts = [[_text(cell) for cell in row] for row in rows]
+    texts = [[plain(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich(columns, texts)
         return
@@ -35,7 +35,7 @@ def fields(**values: Any) -> None:
     """A few named values, one per line."""
     width = max(map(len, values))
     for name, value in values.items():
-        click.echo(f"{name.ljust(width)}{GAP}{_text(value)}")
+        click.echo(f"{name.ljust(width)}{GAP}{plain(value)}")
 
 
 def milliseconds(started: int | None, ended: int | None) -> str:
@@ -48,6 +48,12 @@ def moment(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(" ", "milliseconds")
 
 
+def plain(value: Any) -> str:
+    """One line without control characters: what an agent says must not move the cursor."""
+    text = "" if value is None else value if isinstance(value, str) else _compact(value)
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -57,12 +63,6 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))  # Text: an agent's words are no markup
     Console().print(drawn)
-
-
-def _text(value: Any) -> str:
-    """One line without control characters: what an agent says must not move the cursor."""
-    text = "" if value is None else value if isinstance(value, str) else _compact(value)
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _compact(value: Any) -> str:

@@ -8,9 +8,11 @@ from typing import IO, Any
 import click
 
 from mcp_bus.cli import documents, screen
-from mcp_bus.cli.executions import listed, quoted, shown
+from mcp_bus.cli.executions import ended, listed, quoted, shown
 from mcp_bus.cli.outcome import FAILED, Globals
 from mcp_bus.cli.place import ask, client
+from mcp_bus.cli.watch import until_ended
+from mcp_bus.subjects import is_id
 
 
 @click.group(short_help="Show, define and run workflows.")
@@ -71,24 +73,39 @@ def define(given: Globals, file: IO[str]) -> None:
 
 
 @workflows.command()
-@click.argument("workflow_id", metavar="ID")
+@click.argument("which", metavar="ID|FILE")
 @click.option("--inputs", default="{}", show_default=True, help="JSON object to start from.")
 @click.option("--wait", type=float, help="Wait so many seconds for the end.")
+@click.option("--watch", is_flag=True, help="Show its steps as they go, until the end.")
 @client
-def run(given: Globals, workflow_id: str, inputs: str, wait: float | None) -> None:
-    """Start an execution; exit code 1 if it is known to have failed."""
+def run(given: Globals, which: str, inputs: str, wait: float | None, watch: bool) -> None:
+    """Start an execution of the workflow ID, or of the one in FILE (JSON or YAML), which is defined
+    first, and then waited for; exit code 1 if it is known to have failed.
+
+    Ctrl-C ends the waiting, and not the execution."""
+    if watch and wait is not None:
+        raise click.UsageError("--watch waits until the end: --wait says nothing besides")
     try:
         body = {"inputs": json.loads(inputs)}
     except ValueError as error:
         raise click.BadParameter(f"not JSON: {error}", param_hint="--inputs") from None
-    path = f"/workflows/{quoted(workflow_id)}/execute"
+    in_file = which == "-" or not is_id(which)
+    if in_file:
+        file = click.File().convert(which, None, click.get_current_context())
+        workflow = ask(given, "POST", "/workflows", documents.read(file))
+        which, body["version"] = workflow["id"], workflow["metadata"]["version"]
+    path = f"/workflows/{quoted(which)}/execute"
     execution = ask(given, "PUT", path, body, {"wait": wait})
+    if watch or (in_file and wait is None):
+        execution = until_ended(given, execution["executionId"], shown=watch)
     if given.as_json:
         screen.as_json(execution)
-    elif "steps" in execution:
-        shown(execution)
-    else:
+    elif "steps" not in execution:
         screen.fields(id=execution["executionId"], status=execution["status"])
+    elif watch:
+        ended(execution)
+    else:
+        shown(execution)
     if execution["status"] in ("failed", "cancelled"):
         click.get_current_context().exit(FAILED)
 

@@ -213,6 +213,7 @@ TOKEN_TTL_S_MAX = 30 * 24 * 3600  # of a token that a route issues
 TOKEN_BYTES_MAX = 4096
 RSA_BITS_MIN = 2048  # RFC 7518, section 3.3
 CLIENT_S = 30.0  # that the CLI waits: longer than a gateway takes to give up
+WATCH_LOOK_S = 0.2  # the CLI looks so often at an execution that it waits for
 TAIL_MESSAGES_MAX = 10_000  # that `mcp-bus tail` may be behind
 QUERY_S = 10.0
 ANALYTICS_PERIOD_MS = 24 * 3600 * 1000  # when nobody names one
