@@ -89,6 +89,8 @@ class Agents:
     changed: dict[str, int] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
     outstanding: Outstanding = field(default_factory=Outstanding)  # as the registry knows it
+    # undecided observations by their positions: whether heartbeats came
+    observed: dict[int, bool] = field(default_factory=dict)
 
     def choose(self, capability: str, action: str | None, time: int) -> str:
         """The agent to ask for a capability; see Load.choose."""
@@ -117,7 +119,10 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
     agents.load.read(logged)
     agents.outstanding.forget(logged.time)
     if message.kind == "event" and message.source == subjects.HEALTH:
-        return ("agent", message.target) if message.target in agents.known else None
+        if message.target not in agents.known:
+            return None
+        agents.observed[logged.position] = message.payload.get("event") == HEARTBEAT_SEEN
+        return ("agent", message.target)
     if message.kind == "event" and message.source == subjects.QUEUE:
         stuck = agents.outstanding.stuck(message)
         return None if stuck is None else ("request", str(stuck))
@@ -136,6 +141,15 @@ def accept(agents: Agents, logged: Logged) -> Key | None:
             agents.outstanding.asked(logged)
         return None
     return ("position", str(logged.position))
+
+
+def moot(agents: Agents, known: Undecided) -> bool:
+    """Whether an observation tells of an agent what is known already."""
+    seen = agents.observed.get(known.position)
+    if seen is None or seen == (agents.known[known.key[1]].silent is not False):
+        return False
+    del agents.observed[known.position]
+    return True
 
 
 def needs(_: Agents, logged: Logged) -> Iterable[int]:
@@ -306,16 +320,14 @@ def _expect(agents: Agents, message: Message, agent_id: str) -> None:
 
 
 def _observed(agents: Agents, logged: Logged) -> list[Draft]:
-    """The fact that follows when heartbeats come or stay away; none when it is known already."""
-    agent = copy_of(agents.known[logged.message.target])
-    seen = logged.message.payload.get("event") == HEARTBEAT_SEEN
-    at = moment(logged.time)
-    if seen and agent.silent is None:
-        agent.trigger_event(Agent.AgentHeard, timestamp=at)
-    elif seen and agent.silent:
-        agent.trigger_event(Agent.AgentReturned, timestamp=at)
-    elif not seen and agent.silent is False:
+    """The fact that follows when heartbeats come or stay away."""
+    agent, at = copy_of(agents.known[logged.message.target]), moment(logged.time)
+    if not agents.observed[logged.position]:
         agent.trigger_event(Agent.AgentSilent, timestamp=at)
+    elif agent.silent is None:
+        agent.trigger_event(Agent.AgentHeard, timestamp=at)
+    else:
+        agent.trigger_event(Agent.AgentReturned, timestamp=at)
     return [event(logged, agent.id, payload_of(said)) for said in agent.collect_events()]
 
 
@@ -342,7 +354,8 @@ def _unreachable(agents: Agents, target: str) -> BusError:
     return BusError(f"there is no agent {target}", code="unknown_agent")
 
 
-def _settle(agents: Agents, logged: Logged, _: Undecided) -> None:
+def _settle(agents: Agents, logged: Logged, known: Undecided) -> None:
+    agents.observed.pop(known.position, None)
     agents.load.read(logged)
     fold_fact(agents, logged)
 
@@ -360,10 +373,11 @@ def _answers_itself(agents: Agents, target: str) -> bool:
 REGISTRY: Decider[Agents] = Decider(
     name=subjects.REGISTRY,
     state=Agents,
-    shape=2,
+    shape=3,
     reads=_reads,
     accept=accept,
     settle=_settle,
+    moot=moot,
     needs=needs,
     decide=decide,
     due=lambda _state, _time: [],

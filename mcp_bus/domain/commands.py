@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -66,11 +67,12 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
     """A decision about an execution, with what its references are resolved against."""
     definition = state.definition(execution)
     start = logged.message if execution.start == logged.position else payloads[execution.start]
-    outputs = {
-        step: {"outputs": steps.outputs_of(definition.by_id[step], payloads[position])}
-        for step, position in execution.answers.items()
-        if position in payloads
-    }
+    outputs = {}
+    for step, position in execution.answers.items():
+        if position in payloads:
+            with contextlib.suppress(BusError):  # of the step by which it fails: it gives nothing
+                given = steps.outputs_of(definition.by_id[step], payloads[position])
+                outputs[step] = {"outputs": given}
     signals = {
         position: payloads[position].payload["inputs"].get("payload")
         for positions in execution.signals.values()
@@ -120,8 +122,6 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
         raise Refused(
             f"the id {name} is reserved, and would be the execution's", code="reserved_id"
         )
-    if name in state.live or name in state.ended:
-        return []  # a copy that was read before the start was decided
     roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
     wanted: Execute = checked(Execute, inputs)
     workflow = state.known.get(wanted.workflow_id)
@@ -140,12 +140,14 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
         "version": version,
         "status": "running",
     }
+    if name in state.live or name in state.ended:  # a copy, read before the start was decided
+        return [_known(state, logged, name, started, same=True)]
     once = once_of(logged.message)
     if once is not None:
         digest = _digest([wanted.workflow_id, wanted.version, wanted.inputs])
         known = state.once.get(once)
         if known is not None:
-            return [_known(state, logged, known.execution, started, known.digest == digest)]
+            return [_known(state, logged, known.execution, started, same=known.digest == digest)]
         started["once"] = {"key": once, "digest": digest}
     started["position"] = logged.position
     execution = Execution(name, wanted.workflow_id, version, logged.position)
@@ -155,7 +157,7 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
 
 
 def _known(
-    state: Workflows, logged: Logged, execution: str, started: dict[str, Any], same: bool
+    state: Workflows, logged: Logged, execution: str, started: dict[str, Any], *, same: bool
 ) -> Draft:
     """The answer to a start that is repeated."""
     if not same:

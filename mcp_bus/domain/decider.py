@@ -11,6 +11,8 @@ says what to publish. Between the two stands the log: **what the log holds outra
   latest) the outputs that the log holds say how it was decided.
 - Inputs with the same key (an agent, a workflow, an execution) are decided one after the other,
   the next when the one before is settled; different keys do not wait for each other.
+- Every input has a decision in the log, or is forgotten by every fold at the same place: where it
+  is the next of its key, and nothing follows from it any more (`moot`).
 - An output's id is HMAC(secret, log, decider, position of the input, index, count), prefixed by
   the position: nobody can guess it, and a copy is recognised wherever it stands in the log.
 - Requests to agents are the last outputs of a decision. An answer that is stored before the last
@@ -99,8 +101,10 @@ class Decider(Generic[S]):
     settle: Callable[[S, Logged, Undecided], None]
     # positions of the messages that deciding an input needs, besides the input
     needs: Callable[[S, Logged], Iterable[int]]
-    # what to publish; [] when there is nothing to say. The messages are those that it needs, and
-    # the outputs of this decision that the log holds
+    # whether nothing follows from an input that is to be decided next; it is not asked for again
+    moot: Callable[[S, Undecided], bool]
+    # what to publish, something always. The messages are those that it needs, and the outputs of
+    # this decision that the log holds
     decide: Callable[[S, Logged, Mapping[int, Message]], list[Draft]]
     # what is due at a log time: (request id, draft of the observation)
     due: Callable[[S, int], list[tuple[str, Draft]]]
@@ -165,7 +169,10 @@ class Fold(Generic[S]):
         key = self.decider.accept(self.state, logged)
         if key is None:
             return False
-        self.wait(Undecided(logged.position, logged.time, key))
+        known = Undecided(logged.position, logged.time, key)
+        if key not in self._queues and self.decider.moot(self.state, known):
+            return False
+        self.wait(known)
         return True
 
     def wait(self, known: Undecided) -> None:
@@ -186,6 +193,8 @@ class Fold(Generic[S]):
         try:
             held = {part.position: part.message for part in known.parts.values()}
             drafts = self.decider.decide(self.state, logged, {**payloads, **held})
+            if not drafts:
+                raise BusError("nothing follows from it", code="decision_failed")
             outputs = self._rendered(logged.position, drafts, now)
         except Exception as error:
             return self.fail(logged.position, logged.message, error, now)
@@ -204,10 +213,6 @@ class Fold(Generic[S]):
         if known.parts and not _agrees(drafts, known):
             drafts = [drafts[0]] * known.count
         return self._lacking(known, self._rendered(position, drafts, now))
-
-    def drop(self, position: int) -> None:
-        """An input that nothing follows from."""
-        self._done(self.undecided.pop(position))
 
     def due(self, time: int) -> list[Message]:
         """The observations that are due at a log time, as messages of the clock.
@@ -261,6 +266,8 @@ class Fold(Generic[S]):
     def _done(self, known: Undecided) -> None:
         queue = self._queues[known.key]
         queue.remove(known.position)
+        while queue and self.decider.moot(self.state, self.undecided[queue[0]]):
+            del self.undecided[queue.popleft()]
         if queue:
             self.ready.append(queue[0])
         else:

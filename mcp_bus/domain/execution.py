@@ -48,7 +48,7 @@ class Waiting:
 
 @dataclass(slots=True)
 class Ended:
-    """What an input did that the log holds and that is not decided yet."""
+    """What an input ended that the log holds and that is not decided yet."""
 
     request: str  # or the id of a wait
     answered: bool  # with outputs
@@ -69,7 +69,6 @@ class Execution:
     skipped: dict[str, None] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)  # of steps that are asked again
     signals: dict[str, list[int]] = field(default_factory=dict)  # not waited for yet, by name
-    undecided: dict[int, Ended] = field(default_factory=dict)  # by position
     paused: bool = False
     ending: dict[str, Any] | None = None  # the fact that ends it, once all is undone
     undo: list[str] = field(default_factory=list)  # steps that are still to be undone
@@ -79,11 +78,12 @@ class Execution:
         begun = {request.step for request in self.requests.values()}
         return begun | {waiting.step for waiting in self.waits.values()}
 
-    def take(self, position: int) -> None:
+    def waits_for(self, name: str) -> bool:
+        """Whether a request, or a wait, is still to be decided about."""
+        return name in self.requests or name in self.waits
+
+    def take(self, ended: Ended, position: int) -> None:
         """An input is decided: what it ended is over."""
-        ended = self.undecided.pop(position, None)
-        if ended is None:
-            return
         request = self.requests.pop(ended.request, None)
         self.waits.pop(ended.request, None)
         if request is not None and ended.answered and not request.undoes:
@@ -110,6 +110,7 @@ class Workflows:
     known: dict[str, Annotated[Workflow, KEPT]] = field(default_factory=dict)
     live: dict[str, Execution] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)  # id -> log time
+    ends: dict[int, Ended] = field(default_factory=dict)  # by undecided inputs, their positions
     timers: list[tuple[int, str, str]] = field(default_factory=list)  # when, execution, what
     once: dict[str, Once] = field(default_factory=dict)  # by who started it, and their key
 

@@ -54,8 +54,9 @@ def accept(state: Workflows, logged: Logged) -> Key | None:
 def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
     """Read an own output: what it says happened."""
     message = logged.message
-    if known.key[0] == EXECUTION and known.key[1] in state.live:
-        state.live[known.key[1]].take(known.position)
+    ended = state.ends.pop(known.position, None)
+    if ended is not None and known.key[1] in state.live:
+        state.live[known.key[1]].take(ended, known.position)
     if message.kind == "response":
         started = message.payload.get("outputs") if isinstance(message.payload, dict) else None
         if isinstance(started, dict) and "position" in started:
@@ -69,6 +70,17 @@ def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
             ON_EXECUTIONS[message.payload["event"]](state, execution, logged)
     elif message.payload.get("event") in FACTS:
         FACTS[message.payload["event"]](state, logged)
+
+
+def moot(state: Workflows, known: Undecided) -> bool:
+    """Whether what an input ends is over already: by one before it, or with its execution. A
+    command is answered always."""
+    ended = state.ends.get(known.position)
+    execution = state.live.get(known.key[1])
+    if ended is None or (execution is not None and execution.waits_for(ended.request)):
+        return False
+    del state.ends[known.position]
+    return True
 
 
 def needs(state: Workflows, logged: Logged) -> Iterable[int]:
@@ -103,15 +115,11 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
             return commands.COMMANDS[action](state, logged, inputs, payloads)
         except BusError as error:
             return [refusal(logged, error)]
-    execution = state.live.get(_execution_of(message))
-    if execution is None:
-        return []
-    ended = execution.undecided[logged.position]
+    execution, ended = state.live[_execution_of(message)], state.ends[logged.position]
     course = commands.course_of(state, logged, execution, payloads)
     request = execution.requests.get(ended.request)
     if request is None:
-        if ended.request in execution.waits:
-            course.waited(execution.waits[ended.request])
+        course.waited(execution.waits[ended.request])
     elif message.source == subjects.CLOCK:
         course.timed_out(request, silent=ended.silent)
     else:
@@ -193,7 +201,7 @@ def _answered(state: Workflows, logged: Logged) -> Key | None:
         return None
     fitting[0].closed = True
     answered = steps.is_outputs(message.payload)
-    execution.undecided[logged.position] = Ended(fitting[0].message_id, answered)
+    state.ends[logged.position] = Ended(fitting[0].message_id, answered)
     return (EXECUTION, execution.id)
 
 
@@ -211,7 +219,7 @@ def _timer_due(state: Workflows, logged: Logged) -> Key | None:
     elif waiting is None or waiting.at is None or logged.time < waiting.at:
         return None
     silent = request is not None and logged.time < request.deadline
-    execution.undecided[logged.position] = Ended(name, False, silent)
+    state.ends[logged.position] = Ended(name, False, silent)
     return (EXECUTION, execution.id)
 
 
@@ -314,6 +322,11 @@ def _compensating(_: Workflows, execution: Execution, logged: Logged) -> None:
     execution.waits.clear()
 
 
+def _not_undone(_: Workflows, execution: Execution, logged: Logged) -> None:
+    step = logged.message.payload["stepId"]
+    execution.undo = [id for id in execution.undo if id != step]
+
+
 def _ended(state: Workflows, logged: Logged) -> None:
     if state.live.pop(logged.message.target, None) is not None:
         state.ended[logged.message.target] = logged.time
@@ -347,17 +360,19 @@ ON_EXECUTIONS = {
     "ExecutionPaused": _pause,
     "ExecutionResumed": _pause,
     "ExecutionCompensating": _compensating,
+    "StepNotUndone": _not_undone,
 }
 
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
     state=Workflows,
-    shape=2,
+    shape=3,
     reads=lambda _, subject: (
         subject.kind != "event" or subject.source in SOURCES or subject.target == subjects.WORKFLOWS
     ),
     accept=accept,
     settle=settle,
+    moot=moot,
     needs=needs,
     decide=decide,
     due=due,

@@ -52,6 +52,7 @@ class Course:
         self._context = context
         self._agents = agents
         self._ended = {*execution.answers, *execution.skipped}
+        self._done = list(execution.answers)  # in the order of their completion
         self._busy = execution.busy()
         self._paused = execution.paused
         self._signals = {name: list(held) for name, held in execution.signals.items()}
@@ -169,6 +170,7 @@ class Course:
     def _has_ended(self, step: Step) -> None:
         self._busy.discard(step.id)
         self._ended.add(step.id)
+        self._done.append(step.id)
 
     def _advance(self) -> None:
         """Begin what is ready, skip what is to be skipped, and complete when all has ended."""
@@ -286,6 +288,7 @@ class Course:
             or error.code in retry.non_retryable
         ):
             return self._end(self._failure(step, error, origin))
+        self._busy.add(step.id)  # it waits: nothing else of this decision begins it
         due = self._logged.time + delay_ms(retry, attempt, f"{self._execution.id}|{step.id}")
         said = {"stepId": step.id, "attempt": attempt + 1, "dueAt": due, "origin": origin}
         return self._say("StepRetrying", **said, error=error.as_json())
@@ -313,7 +316,7 @@ class Course:
         for request in self._execution.requests.values():
             if request.step in self._busy:
                 self._cancel(request)
-        done = [id for id in self._execution.answers if self._definition.by_id[id].compensate]
+        done = [id for id in self._done if self._definition.by_id[id].compensate]
         if not done:
             return self._fact(fact)
         self._say("ExecutionCompensating", steps=done[::-1], ending=fact)

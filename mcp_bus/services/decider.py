@@ -294,10 +294,7 @@ class Session(Generic[S]):
         except Lost as error:
             logger.error("cannot decide", position=position, reason=str(error))
             outputs = fold.fail(position, message, error, now_ms())
-        if outputs:
-            self._inflight[position] = _now()
-        else:
-            fold.drop(position)
+        self._inflight[position] = _now()
         return outputs
 
     # --- time

@@ -74,10 +74,7 @@ class History:
                     position = fold.ready.popleft()
                     if position not in fold.undecided:
                         continue
-                    outputs = self.decide(fold, position)
-                    if not outputs:
-                        fold.drop(position)
-                    for output in outputs:
+                    for output in self.decide(fold, position):
                         said.append(self.append(output, 1).message)
         return said
 

@@ -52,7 +52,7 @@ def test_a_kept_history_folds_to_the_kept_states(
         for position, fold in folded(decider, messages(kept)):
             if str(position) in states[decider.name]:
                 told = json.loads(frozen.freeze(fold))
-                differs = list(differences(states[decider.name][str(position)], told))
+                differs = list(differences(turned(states[decider.name][str(position)]), told))
                 assert not differs, f"{decider.name} at {position}: {differs[:3]}"
                 compared += 1
     assert compared == sum(map(len, states.values())) >= 4
@@ -123,6 +123,17 @@ def decisions(log: list[Logged], decider: str) -> dict[int, list[tuple[int, int]
             position, index, count = map(int, output.groups())
             found.setdefault(position, []).append((index, count))
     return found
+
+
+def turned(kept: Any) -> Any:
+    """A kept state in today's form. Shape 2 had what inputs end in their executions, and never
+    forgot those that an execution's end left behind."""
+    state = kept["state"]
+    for execution in state.get("live", {}).values():
+        state.setdefault("ends", {}).update(execution.pop("undecided", {}))
+    over = state.get("ended", {})
+    kept["undecided"] = [known for known in kept["undecided"] if known["key"][1] not in over]
+    return kept
 
 
 def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:

@@ -188,21 +188,11 @@ def decided(log: Sequence[InLog], deciders: Iterable[Decider[Any]], secret: byte
 
 
 def _unsaid(log: Sequence[InLog], decider: Decider[Any], secret: bytes) -> list[str]:
-    wrong = []
     fold: Fold[Any] = Fold(decider, secret, "simulated")
-    at: dict[int, Logged] = {}
     for record in log:
         message = record.message
         if message is None or not decider.reads(fold.state, subjects.parse(record.subject)):
             fold.skip(record.position, record.time)
             continue
-        at[record.position] = logged = Logged(record.position, record.time, message)
-        fold.apply(logged)
-    while heads := fold.heads():
-        for position in heads:
-            logged = at[position]
-            needed = {p: at[p].message for p in decider.needs(fold.state, logged)}
-            if missing := fold.decide(logged, needed, 0):
-                wrong.append(f"{decider.name} did not say {len(missing)} to {position}")
-            fold.drop(position)
-    return wrong
+        fold.apply(Logged(record.position, record.time, message))
+    return [f"{decider.name} did not decide {position}" for position in fold.undecided]

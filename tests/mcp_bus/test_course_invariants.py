@@ -1,0 +1,330 @@
+"""What holds of every execution, whatever is answered, said, or crashes, and whenever.
+
+Random definitions, and a world that answers at random: late, twice, foreign, malformed, without a
+cause; that signals, pauses, resumes and cancels; in which the engine ends at any point, also with
+a part of a decision published, and begins again from the log or from a snapshot. Then the world
+becomes kind, and the execution must end. `COURSE_EXAMPLES` says how many are tried.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from random import Random
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mcp_bus.domain.decider import Fold, Logged
+from mcp_bus.domain.ends import ENDS
+from mcp_bus.domain.execution import Execution, Workflows
+from mcp_bus.domain.executions import WORKFLOWS
+from mcp_bus.messages import Message
+from tests.mcp_bus import history
+from tests.mcp_bus.history import ADMIN, SECRET, History, agent, workflow
+
+EXAMPLES = int(os.environ.get("COURSE_EXAMPLES", "300"))
+STEPS, EVENTS, ROUNDS = 8, 60, 200
+AGENTS = ("echo", "other")
+UNDOING = ("ExecutionCompensating", "ExecutionFailed", "ExecutionCancelled")
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+@given(st.integers(0, 2**32 - 1))
+def test_every_execution_keeps_its_rules_and_ends(seed: int) -> None:
+    """See the functions below; each says one rule."""
+    random = Random(seed)  # hypothesis' own draws too few features at once
+    world = World(random)
+    for _ in range(random.randint(1, EVENTS)):
+        world.happen()
+    world.be_kind()
+    check(world)
+
+
+class World:
+    """One execution of a random definition."""
+
+    def __init__(self, random: Random) -> None:
+        self.random, self.history = random, History()
+        History.made.remove(self.history)
+        for name in AGENTS:
+            self.history.command("registry", "register", agent(name, "echo", "undo"))
+        self.definition = definition(random)
+        defined = self.history.command("workflows", "define", self.definition)
+        assert "outputs" in defined, defined
+        self.begun = len(self.history.log)
+        self.command("execute", workflowId="w", inputs={"n": random.randint(0, 3)})
+        self.id = str(self.history.log[-1].message.metadata.message_id)
+
+    @property
+    def fold(self) -> Fold[Workflows]:
+        return self.history.folds[1]
+
+    @property
+    def live(self) -> Execution | None:
+        return self.fold.state.live.get(self.id)
+
+    def command(self, action: str, **inputs: Any) -> None:
+        payload = {"action": action, "inputs": inputs}
+        self.history.append(
+            Message.build("request", "gateway", "workflows", payload, principal=ADMIN)
+        )
+
+    def happen(self) -> None:
+        """Something, most often a decision or an answer."""
+        random = self.random
+        kinds = (
+            [self.decide] * 6 + [self.answer] * 5 + [self.pass_time] * 2 + [self.say, self.crash]
+        )
+        random.choice(kinds)()
+
+    def decide(self) -> None:
+        """Publish all of the next decision, or its first messages and crash."""
+        for fold in self.history.folds:
+            while fold.ready and (position := fold.ready.popleft()) in fold.undecided:
+                outputs = self.history.decide(fold, position)
+                whole = self.random.random() < 0.8
+                for output in outputs if whole else outputs[: self.random.randrange(len(outputs))]:
+                    self.history.append(output, 1)
+                return None if whole else self.crash()
+        return None
+
+    def crash(self) -> None:
+        """The engine begins again: from the log, or from a snapshot."""
+        live = self.fold
+        if self.random.random() < 0.5:
+            self.history.folds[1] = history.again(live)
+        else:
+            again = self.history.again(WORKFLOWS)
+            for known in ("live", "ended", "ends", "once"):
+                assert getattr(again.state, known) == getattr(live.state, known)
+            assert again.undecided == live.undecided
+            self.history.folds[1] = again
+        fold = self.fold
+        fold.ready.clear()
+        fold.ready.extend(fold.heads())
+
+    def answer(self) -> None:
+        """Answer a request, most often the last ones; perhaps not as one should."""
+        requests = self.history.requests()
+        if not requests:
+            return
+        request = self.random.choice(requests[-3:] if self.random.random() < 0.8 else requests)
+        source = request.target if self.random.random() < 0.9 else AGENTS[0]
+        said = Message.answer(request, source, answered(self.random))
+        if self.random.random() < 0.1:
+            said = Message.build(
+                "response", source, "workflows", said.payload, correlation_id=self.id
+            )
+        self.history.append(said, self.random.choice([1, 1, 1000]))
+
+    def pass_time(self) -> None:
+        fold = self.fold
+        self.history.time += self.random.choice([10, 500, 2000, 100_000])
+        for message in fold.due(self.history.time):
+            for _ in range(self.random.choice([1, 1, 1, 2])):
+                self.history.append(message, 0)
+
+    def say(self) -> None:
+        action = self.random.choice(["signal", "signal", "signal", "pause", "resume", "cancel"])
+        more = {"name": self.random.choice("st"), "payload": 1} if action == "signal" else {}
+        self.command(action, executionId=self.id, **more)
+
+    def be_kind(self) -> None:
+        """Everything is answered, and time passes: then it must end."""
+        self.crash()
+        self.history.settle()
+        self.command("resume", executionId=self.id)
+        for _ in range(ROUNDS):
+            self.history.settle()
+            execution = self.live
+            if execution is None:
+                return
+            assert execution.requests or execution.waits, "it waits for nothing"
+            open_ = [r for r in execution.requests.values() if not r.closed]
+            assert len(open_) == len(execution.requests), "an answer is not decided"
+            if open_:
+                request = next(
+                    r
+                    for r in self.history.requests()
+                    if r.metadata.message_id == open_[0].message_id
+                )
+                said = {"outputs": {"id": 1, "n": 1}}
+                self.history.append(Message.answer(request, request.target, said), 1)
+                continue
+            waiting = next(iter(execution.waits.values()))
+            if waiting.signal is not None and waiting.at is None:
+                self.command("signal", executionId=self.id, name=waiting.signal)
+                continue
+            self.history.time = max(self.history.time, waiting.at or 0) + 5001
+            for message in self.fold.due(self.history.time):
+                self.history.append(message, 0)
+        raise AssertionError("it does not end")
+
+
+def definition(random: Random) -> dict[str, Any]:
+    """A random graph of steps, each of which needs earlier ones of the array, or by reference."""
+    steps: list[dict[str, Any]] = []
+    for number in range(random.randint(1, STEPS)):
+        before = [step["id"] for step in steps]
+        step: dict[str, Any] = {"id": f"s{number}"}
+        if random.random() < 0.7:
+            step["dependsOn"] = random.sample(before, min(len(before), random.randint(0, 2)))
+        if random.random() < 0.2:
+            step["wait"] = random.choice([{"ms": 1000}, {"signal": "s"}, {"signal": "t"}])
+            if random.random() < 0.3:
+                step["timeoutMs"] = 3000
+        else:
+            asks(random, step, before)
+        if random.random() < 0.2:
+            key = f"steps.{random.choice(before)}.outputs.n" if before else "inputs.n"
+            step["conditions"] = {"pre": {key: {"lt": 3}}}
+            if random.random() < 0.3:
+                step["onSkip"] = "fail"
+        steps.append(step)
+    more: dict[str, Any] = {}
+    if random.random() < 0.3:
+        more["outputs"] = {"x": f"${{steps.{random.choice(steps)['id']}.outputs.n}}"}
+    return workflow(*steps, **more)
+
+
+def asks(random: Random, step: dict[str, Any], before: list[str]) -> None:
+    chosen = ("capability:c", "capability:none")
+    who = random.choice(chosen if random.random() < 0.25 else AGENTS)
+    step |= {"agentId": who, "action": "echo", "inputs": {}, "timeoutMs": 5000}
+    if before and random.random() < 0.4:
+        step["inputs"] = {"x": f"${{steps.{random.choice(before)}.outputs.n}}"}
+    if random.random() < 0.4 or who == "capability:none":
+        step["retry"] = {"maxAttempts": random.randint(1, 3), "initialDelayMs": 500}
+    if random.random() < 0.2:
+        step["outputs"] = {"n": "${result.n}"}
+    if random.random() < 0.2:
+        step["heartbeatTimeoutMs"] = 2000
+    if random.random() < 0.4:
+        named = random.choice([step["id"], *before])
+        inputs = {"id": f"${{steps.{named}.outputs.id}}"} if random.random() < 0.7 else {}
+        step["compensate"] = {"agentId": "other", "action": "undo", "inputs": inputs}
+
+
+def answered(random: Random) -> Any:
+    drawn = random.random()
+    if drawn < 0.8:
+        return {
+            "outputs": random.choice(
+                [{"id": 1, "n": random.randint(0, 3)}, {"id": 1, "n": 1}, {"n": 1}, {"id": 1}]
+            )
+        }
+    if drawn < 0.95:
+        retryable = random.random() < 0.6
+        return {"error": {"code": "bad", "message": "bad", "retryable": retryable}}
+    return {"neither": 1}
+
+
+# --- the rules --------------------------------------------------------------------------------
+
+
+def check(world: World) -> None:
+    log = world.history.log
+    fold: Fold[Workflows] = Fold(WORKFLOWS, SECRET, "test")
+    before: list[str] = []
+    undoing = False
+    for logged in log:
+        ending = logged.message.payload.get("event") if logged.message.kind == "event" else None
+        if (execution := fold.state.live.get(world.id)) is not None:
+            before = list(execution.answers)
+        world.history.read(fold, logged)
+        assert ending != "DecisionFailed", logged.message.payload
+        if ending in UNDOING and not undoing:
+            undoing = True
+            undoes_what_was_done(world, logged, before)
+        if (execution := fold.state.live.get(world.id)) is not None:
+            one_at_a_time(execution)
+            needs_are_kept(needs_of(world.definition["steps"]), execution)
+    asked_once(world)
+    nothing_after_the_end(world, log)
+    told_once(world)
+    assert fold.state.live == world.fold.state.live == {}
+    assert not fold.undecided
+    assert not fold.state.ends
+
+
+def one_at_a_time(execution: Execution) -> None:
+    """No step has two requests under way, or waits twice, or both."""
+    under_way = [r.step for r in execution.requests.values() if not r.closed]
+    under_way += [waiting.step for waiting in execution.waits.values()]
+    assert max(Counter(under_way).values(), default=0) <= 1, under_way
+
+
+def needs_are_kept(needs: dict[str, set[str]], execution: Execution) -> None:
+    """A step's request stands behind the ends of all it needs."""
+    ended = {*execution.answers, *execution.skipped}
+    for request in execution.requests.values():
+        if not request.undoes and execution.ending is None:
+            assert needs[request.step] <= ended, (request.step, needs, ended)
+
+
+def needs_of(steps: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """What each step needs, read from the definition as it was posted."""
+    found, before = {}, list[str]()
+    for step in steps:
+        named = re.findall(r"steps\.(\w+)", str([step.get("inputs"), step.get("conditions")]))
+        found[step["id"]] = {*named, *step.get("dependsOn", before)}
+        before = [step["id"]]
+    return found
+
+
+def asked_once(world: World) -> None:
+    """No step has a further request except by retry; no compensation has two."""
+    asked = []
+    for request in world.history.requests():
+        about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
+        asked.append((about["id"], about["attempt"], about.get("undoes", False)))
+    assert max(Counter(asked).values(), default=0) <= 1, asked
+
+
+def nothing_after_the_end(world: World, log: list[Logged]) -> None:
+    """There is one end, and what stands behind it was decided with it."""
+    ends = [logged for logged in log if _about(logged, world) in ENDS]
+    assert len(ends) == 1, [logged.message.payload for logged in ends]
+    input_of = (ends[0].message.metadata.message_id or "").partition("-")[0]
+    for logged in log[ends[0].position :]:
+        message = logged.message
+        if message.source == "workflows" and message.metadata.correlation_id == world.id:
+            assert (message.metadata.message_id or "").partition("-")[0] == input_of, message
+
+
+def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> None:
+    """All completed steps that say how are undone, the last first; also the one whose answer is
+    the input by which another step fails."""
+    payload = logged.message.payload
+    ending = payload.get("ending", payload)
+    by = world.history.log[int((logged.message.metadata.message_id or "").partition("-")[0]) - 1]
+    done = list(before)
+    if by.message.kind == "response" and "outputs" in by.message.payload:
+        cause = by.message.metadata.causation_id
+        for request in world.history.requests():
+            step = (request.metadata.model_extra or {})["step"]
+            if request.metadata.message_id == cause and ending.get("stepId") != step["id"]:
+                done.append(step["id"])
+    steps = world.fold.state.known["w"].versions["1"].by_id
+    due = [id for id in done if steps[id].compensate]
+    said = payload.get("steps", [])[::-1]
+    assert said[: len(due)] == due, (said, due)
+
+
+def told_once(world: World) -> None:
+    """Each step that is to be undone is told of once: that it was undone, or not."""
+    facts = [m.message.payload for m in world.history.log if m.message.kind == "event"]
+    planned = [s for f in facts if f["event"] == "ExecutionCompensating" for s in f["steps"]]
+    told = [f["stepId"] for f in facts if f["event"] in ("StepUndone", "StepNotUndone")]
+    assert told == planned, (told, planned)
+
+
+def _about(logged: Logged, world: World) -> str | None:
+    message = logged.message
+    about = message.kind == "event" and message.source == "workflows" and message.target == world.id
+    return message.payload["event"] if about else None
