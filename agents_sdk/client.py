@@ -118,6 +118,7 @@ class Bus:
     def __init__(self, id: str, channel: log.Log, tokens: Tokens) -> None:
         self.id = id
         self.log = channel
+        channel.pages = self._pages
         self._tokens = tokens
         self._renewing = asyncio.create_task(tokens.keep(channel))
         self._asker = log.Asker(channel, id, self._answers)
@@ -243,6 +244,10 @@ class Bus:
         own = self.id in (names.source, names.target)
         where = subjects.read_of(self.id, everything=not own)
         return await self._outputs(where, {"subject": subject, **wanted})
+
+    async def _pages(self, subject: str, after: int) -> tuple[list[log.Record], bool]:
+        page = await self.read(subject, after)
+        return page.records, page.next is not None
 
     async def _answers(self, subject: str, after: int) -> list[log.Record]:
         return (await self.read(subject, after)).records

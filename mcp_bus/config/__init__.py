@@ -18,6 +18,9 @@ HEADERS_BYTES_MAX = 4 * 1024  # beside a message: its id, its trace, a fence
 # --- the log ----------------------------------------------------------------------------------
 PUBLISH_RETRY_S = 15.0  # a leader election takes 5.4 to 7.6 s
 PUBLISH_ATTEMPT_S = 2.0
+PUBLISH_SETTLE_S = 15.0  # of an unknown outcome; half of the shortest duplicate_window_s
+PUBLISH_UNSETTLED_MAX = 10_000  # that are remembered, the last ones
+SETTLE_PAGES_MAX = 20  # of the log, looked through for one message
 PUBLISH_BACKOFF_S = 0.05
 PUBLISH_BACKOFF_S_MAX = 1.0
 PUBLISH_WAITING_MAX = 10_000  # who wants to publish more waits for room

@@ -73,7 +73,9 @@ class Settings(BaseModel):
         "crash of the machine (not of a process) can lose the last two minutes.",
     )
     duplicate_window_s: float = Field(
-        120.0, gt=0, description="How long the log knows a message id (s)."
+        120.0,
+        ge=30,  # twice PUBLISH_SETTLE_S
+        description="How long the log knows a message id (s).",
     )
     queue_max_s: float = Field(
         600.0,

@@ -27,6 +27,7 @@ from mcp_bus.log.delivery import Deliveries, Delivery
 from mcp_bus.log.follower import Follower
 from mcp_bus.log.publisher import Publisher
 from mcp_bus.log.records import LogInfo, Published, Record, fetched, heard
+from mcp_bus.log.settling import Pages
 from mcp_bus.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Log:
         self.ended = asyncio.Event()
         self.refused: Refused | None = None  # why the server lets us in no more
         self.publisher = Publisher(self)
+        self.pages: Pages = self._pages  # who has no leave to read the log itself asks the bus
         self._connected = asyncio.Event()
         self._lost: set[asyncio.Event] = set()
         self._unheard: set[str] = set()  # subjects that may not be listened to
@@ -95,9 +97,12 @@ class Log:
         the last one, `bytes_max`; and whether there are more. Raises Unavailable."""
         return await page.read(self, subject, after, limit, bytes_max)
 
+    async def _pages(self, subject: str, after: int) -> tuple[list[Record], bool]:
+        return await self.page(subject, after, config.READ_PAGE_MAX, config.READ_BYTES_MAX)
+
     async def answers(self, subject: str, after: int) -> list[Record]:
         """A page as an Asker reads it."""
-        return (await self.page(subject, after, config.READ_PAGE_MAX, config.READ_BYTES_MAX))[0]
+        return (await self._pages(subject, after))[0]
 
     async def listen(self, subject: str, handle: Callable[[Record], None]) -> Listening:
         """Call `handle` for what is published live; see `subjects.stored` for durable messages."""

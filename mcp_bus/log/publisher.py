@@ -1,7 +1,8 @@
 """Publishing, with an outcome that is always told, and with few fsyncs for many messages.
 
 Acked, refused or unknown: `publish` returns a position, raises a clear refusal, or raises
-OutcomeUnknown with the id. Retries carry the same id, so that the server stores one copy. Never
+OutcomeUnknown with the id. Retries carry the same id, so that the server stores one copy; what is
+published again so late that the server may not know it is looked for first (settling.py). Never
 `nc.request` (on a captured subject the requester could get somebody's answer) and never
 `publish_async` (its futures can hang for good): acks come to an inbox of our own.
 
@@ -36,7 +37,8 @@ from mcp_bus.log.records import (
     in_batch,
     status_of,
 )
-from mcp_bus.messages import Message, new_id
+from mcp_bus.log.settling import Tries, looked_for
+from mcp_bus.messages import Message, new_id, now_ms
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
@@ -100,6 +102,8 @@ class Publisher:
         self._batch_s = config.PUBLISH_BATCH_S
         self._ack_s = config.PUBLISH_ACK_S  # from one to the next while there is something to ack
         self._acked_at = 0.0
+        self._seen = 0  # the last position that was acked
+        self._unsettled: dict[str, Tries] = {}  # by message id, the oldest first
 
     async def open(self) -> None:
         """Listen for acks; called once by the connection, kept over reconnects."""
@@ -108,27 +112,63 @@ class Publisher:
 
     async def publish(self, message: Message) -> Published:
         """See `Log.publish`."""
-        data, subject = message.encode(), message.subject
         message_id = message.metadata.message_id or new_id()
+        tries = self._unsettled.pop(message_id, None) or Tries(self._seen, now_ms())
+        try:
+            published = await self._settled(message, message_id, tries)
+            if published is None:
+                published = await self._until_told(message, message_id, tries)
+        except (OutcomeUnknown, asyncio.CancelledError):
+            self._unsettled[message_id] = tries
+            if len(self._unsettled) > config.PUBLISH_UNSETTLED_MAX:
+                del self._unsettled[next(iter(self._unsettled))]
+            raise
+        self._seen = max(self._seen, published.position)
+        return published
+
+    async def _settled(self, message: Message, message_id: str, tries: Tries) -> Published | None:
+        """What an earlier publish has stored, if the log may have forgotten its id."""
+        if not tries.are_old():
+            return None
+        until, backoff = self._clock() + config.PUBLISH_RETRY_S, config.PUBLISH_BACKOFF_S
+        while await self._log.connected(until - self._clock()):
+            try:
+                found = await looked_for(self._log.pages, message, tries.after)
+            except BusError as error:
+                logger.info("%s is not found yet: %s", message_id, error)
+            else:
+                tries.again()
+                return None if found is None else Published(found, True)
+            if self._clock() > until:
+                break
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, config.PUBLISH_BACKOFF_S_MAX)
+        raise self._gave_up(message_id, tries.count, "")
+
+    async def _until_told(self, message: Message, message_id: str, tries: Tries) -> Published:
+        """Publish until the server says that it is stored, or PUBLISH_RETRY_S are over; no more
+        where the log may have forgotten the id meanwhile, because this process stood still."""
+        data, subject = message.encode(), message.subject
         headers = headers_of(message_id, message)
         until = self._clock() + config.PUBLISH_RETRY_S
-        backoff, sent, refusal, first = config.PUBLISH_BACKOFF_S, 0, "", True
-        while self._clock() < until:
+        backoff, refusal, first = config.PUBLISH_BACKOFF_S, "", True
+        while self._clock() < until and not tries.are_old():
             if not await self._log.connected(until - self._clock()):
                 break
             send = self._in_turn if first else self.attempt
+            tries.count += 1
             ack, first = await send(subject, data, headers), False
             if ack is None:
-                sent += 1
                 continue
+            tries.count -= 1
             if "error" not in ack:
-                if ack.get("duplicate") and not sent:
+                if ack.get("duplicate") and not tries.count:
                     logger.warning("first publish of %s is a duplicate", message_id)
                 return Published(ack["seq"], ack.get("duplicate", False))
             refusal = _retryable(ack["error"], subject)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, config.PUBLISH_BACKOFF_S_MAX)
-        raise self._gave_up(message_id, sent, refusal)
+        raise self._gave_up(message_id, tries.count, refusal)
 
     async def attempt(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Ack | None:
         """Send once, at once and alone; the server's answer, or None when it did not come in

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from mcp_bus import config, embedded, log
 from mcp_bus.embedded import running
+from mcp_bus.log.stream import stream_config
 from mcp_bus.store.event_store import RECORDER
+from mcp_bus.subjects import STREAM
 from tests.faults.load import loaded
 from tests.faults.verdict import wrong_with
 from tests.services import reached
 
 STOPPED_S = 10.0
+WINDOW_S = 2.0  # of ids that the log knows
 TAKEN_OVER_S_MAX = 3.0
 MESSAGES, EXECUTIONS = 200, 10
 SCENARIO_S_MAX = 60
@@ -43,6 +46,36 @@ async def test_two_recorders_stopped_in_turn_lose_nothing(tmp_path: Path) -> Non
                 assert await _recorded_after_s(bus) <= 1
         await load.stop()
         assert await wrong_with(bus, load) == []
+
+
+async def test_two_deciders_stopped_in_turn_ask_for_no_step_twice(tmp_path: Path) -> None:
+    """Engines and registries, on a log that knows an id for 2 s only: what a former leader says
+    when it wakes is refused by its epoch alone."""
+    settings = config.load({}, data_dir=tmp_path, port=0, nats_port=0, postgres_port=0)
+    async with (
+        asyncio.timeout(SCENARIO_S_MAX),
+        running(settings) as bus,
+        one_more(bus, "workflow-engine") as engine,
+        one_more(bus, "registry") as registry,
+    ):
+        await _know_ids_for(bus, WINDOW_S)
+        async with loaded(bus) as load:
+            for pids in ((bus.pids["workflow-engine"], registry), (engine, bus.pids["registry"])):
+                await load.goes_on(MESSAGES, EXECUTIONS)
+                async with stopped(*pids):
+                    await load.goes_on(MESSAGES, EXECUTIONS)
+            await load.goes_on(MESSAGES, EXECUTIONS)
+            await load.stop()
+            assert await wrong_with(bus, load) == []
+
+
+async def _know_ids_for(bus: embedded.Bus, window_s: float) -> None:
+    """A window that no settings allow."""
+    assert bus.settings.nats is not None
+    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
+    shorter = stream_config(bus.settings) | {"duplicate_window": int(window_s * 1e9)}
+    await channel.api(f"STREAM.UPDATE.{STREAM}", shorter)
+    await channel.close()
 
 
 @asynccontextmanager

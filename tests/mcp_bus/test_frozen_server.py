@@ -10,12 +10,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from agents_sdk import connect
 from mcp_bus import config, log
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Logged
-from mcp_bus.errors import OutcomeUnknown
+from mcp_bus.errors import OutcomeUnknown, SettingsError
+from mcp_bus.log.records import headers_of
+from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message
+from mcp_bus.services import reader
 from mcp_bus.services.queues import Dropped, Queues
+from mcp_bus.subjects import STREAM
 from tests.conftest import Engines, Nats
 
 
@@ -67,6 +72,49 @@ async def test_a_publish_without_an_answer_is_of_unknown_outcome(
     again = await connection.publish(message)
     assert (again.position, again.duplicate) == (1, True)
     await connection.close()
+
+
+@pytest.mark.parametrize("who", ["a service", "an agent"])
+async def test_an_unknown_outcome_is_settled_by_looking(
+    who: str, engines: Engines, nats: Nats, bus: log.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the log may have forgotten its id, publishing it again makes no second one."""
+    await reader.serve(bus)
+    url = nats.services if who == "a service" else nats.agent("a")
+    async with connect(url, id="a") as client:
+        await client.publish("b", {"event": "Before"})
+        message = Message.build("event", "a", "b", {"event": "Happened"})
+        monkeypatch.setattr(config, "PUBLISH_RETRY_S", 0.4)
+        monkeypatch.setattr(config, "PUBLISH_ATTEMPT_S", 0.1)
+        with frozen(engines), pytest.raises(OutcomeUnknown):
+            await client.log.publish(message)
+        monkeypatch.undo()
+        await _forget_at_once(bus)
+        monkeypatch.setattr(config, "PUBLISH_SETTLE_S", 0)
+        last = (await bus.info()).last
+        again = await client.log.publish(message)
+        assert (again.position, again.duplicate) == (2, True)
+        assert (await bus.info()).last == last
+
+
+def test_a_log_that_forgets_ids_too_soon_is_refused() -> None:
+    """Before anything starts: it must know an id for as long as it is published again blindly, and
+    that once more."""
+    with pytest.raises(SettingsError, match="MCP_BUS_DUPLICATE_WINDOW_S"):
+        config.load({"MCP_BUS_DUPLICATE_WINDOW_S": str(2 * config.PUBLISH_SETTLE_S - 0.1)})
+    assert config.PUBLISH_RETRY_S <= config.PUBLISH_SETTLE_S
+
+
+async def _forget_at_once(bus: log.Log) -> None:
+    """Have the log know ids for 0.1 s, and wait until it knows none that it had."""
+    settings = stream_config(config.load({})) | {"duplicate_window": 100_000_000}
+    await bus.api(f"STREAM.UPDATE.{STREAM}", settings)
+    probe = Message.build("event", "test", "test", {"event": "Probed"})
+    known = (await bus.publish(probe)).position
+    headers = headers_of(probe.metadata.message_id or "", probe)
+    while (ack := await bus.publisher.attempt(probe.subject, probe.encode(), headers)) is not None:
+        if ack["seq"] != known:
+            break
 
 
 async def test_a_look_at_stuck_queues_ends_in_time(

@@ -5,48 +5,91 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mcp_bus import config, log
+from mcp_bus.config import Settings
 from mcp_bus.embedded import credentials, nats_server, ports
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.folder import locked
+from mcp_bus.errors import OutcomeUnknown
+from mcp_bus.messages import Message
+
+
+@dataclass
+class Server:
+    """A nats-server of one test, and where its services connect."""
+
+    child: Child
+    url: str
+    settings: Settings
+    restart: Callable[[], Awaitable[None]]  # after SIGKILL
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[tuple[Child, str]]:
-    """A server of this test alone, and where its services connect."""
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server of this test alone."""
     port = ports.choose(LOOPBACK, 0, "port")
     secrets = credentials.load(tmp_path)
+    url = f"nats://bus:{secrets.bus}@{LOOPBACK}:{port}"
     async with locked(tmp_path) as folder:
         settings = config.load({}, data_dir=tmp_path)
-        child = await nats_server.serve(settings, folder, port, secrets)
+
+        async def started() -> Child:
+            return await nats_server.serve(settings, folder, port, secrets)
+
+        async def restart() -> None:
+            own.child.kill()
+            await own.child.wait()
+            own.child = await started()
+
+        own = Server(await started(), url, settings, restart)
         try:
-            yield child, f"nats://bus:{secrets.bus}@{LOOPBACK}:{port}"
+            yield own
         finally:
-            child.kill()
-            await child.wait()
+            own.child.kill()
+            await own.child.wait()
 
 
-async def test_a_connection_is_closed_though_its_server_died(server: tuple[Child, str]) -> None:
+async def test_a_connection_is_closed_though_its_server_died(server: Server) -> None:
     """Also on a wire that was reset, with something that was to be said when it was."""
-    child, url = server
-    connection = await log.connect(url, name="a")
+    connection = await log.connect(server.url, name="a")
     await connection.client.flush()
     lost = asyncio.Event()
     connection.on_lost(lost)
-    _freeze(child.pid)
+    _freeze(server.child.pid)
     await connection.tell("hb.a", b"what a dead server has not read resets the wire")
-    os.kill(child.pid, signal.SIGKILL)
+    os.kill(server.child.pid, signal.SIGKILL)
     async with asyncio.timeout(5):
         await lost.wait()
     await connection.client.publish("hb.a", b"to be said")
     await connection.close()
     assert connection.ended.is_set()
+
+
+async def test_what_a_dead_server_has_not_read_is_published_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome was unknown; the log is looked through, does not have it, and then stores it."""
+    connection = await log.connect(server.url, name="a")
+    await log.prepare(server.url, server.settings)
+    monkeypatch.setattr(config, "PUBLISH_RETRY_S", 0.4)
+    monkeypatch.setattr(config, "PUBLISH_ATTEMPT_S", 0.1)
+    monkeypatch.setattr(config, "PUBLISH_SETTLE_S", 0.3)
+    message = Message.build("event", "a", "b", {"event": "Happened"})
+    _freeze(server.child.pid)
+    with pytest.raises(OutcomeUnknown):
+        await connection.publish(message)
+    await server.restart()
+    monkeypatch.setattr(config, "PUBLISH_RETRY_S", 5)
+    again = await connection.publish(message)
+    assert (again.position, again.duplicate) == (1, False)
+    await connection.close()
 
 
 def _freeze(pid: int) -> None:
