@@ -1,9 +1,9 @@
 """nats-py's client, but for what costs us: how it hears, and how it ends.
 
-Its subscriptions hand each message through a queue to a task, which is a fifth of all that a small
-request costs. `hear` calls a function as the message is read instead, in the order of the wire; the
-function only takes note, and never waits. Where nats-py would close for good, this connects again;
-and closing it does not fail.
+Its subscriptions hand each message through a queue to a task, and read headers for all that they
+may hold, which is a fifth of all that a small request costs. `hear` calls a function as the message
+is read instead, in the order of the wire; the function only takes note, and never waits. Where
+nats-py would close for good, this connects again; and closing it does not fail.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 FORBIDDEN = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
 )
+_HEADERS = b"NATS/1.0\r\n"
 
 
 class Client(nats.aio.client.Client):
@@ -88,6 +89,20 @@ class Client(nats.aio.client.Client):
             raise NoRespondersError
         return msg
 
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """A message that was read; what is heard goes to its listener at once."""
+        listening = self._subs.get(sid)
+        if listening is None or not isinstance(listening._pending_queue, _Handed):
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        found = headers_in(headers)
+        if found is None:
+            found = await self._process_headers(headers)
+        msg = self.msg_class(self, subject.decode(), reply.decode(), data, found, _sid=sid)
+        listening._pending_queue.put_nowait(msg)
+
     async def _process_err(self, err_msg: str) -> None:
         """An error of the server: when a token is over, and when the server had no time to ask
         who may connect, because a thousand others came back with us."""
@@ -108,6 +123,19 @@ class Client(nats.aio.client.Client):
             self._pending, self._pending_data_size = [], 0
             self._status = self.DISCONNECTED  # else it takes itself for closed
             await super()._close(status, do_cbs)
+
+
+def headers_in(raw: bytes | None) -> dict[str, str] | None:
+    """The headers of a message, the last of each name; None where the server says something by
+    them, or there are none. A name counts as it stands: one with a space is another's."""
+    if raw is None or not raw.startswith(_HEADERS):
+        return None
+    found = {}
+    for line in raw[len(_HEADERS) : -4].decode(errors="replace").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name] = value.strip()
+    return found
 
 
 class _Handed(asyncio.Queue[Msg]):
