@@ -60,6 +60,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_reference": (422, "A reference points nowhere"),
     "circular_reference": (422, "A step needs itself or a later step"),
     "bad_condition": (422, "A condition cannot be read"),
+    "bad_schema": (422, "A JSON Schema is none"),
     # executions: what is refused, and what a failed step says
     "execution_ended": (409, "The execution has ended"),
     "execution_ending": (409, "The execution is being undone"),
@@ -73,7 +74,7 @@ CODES: dict[str, tuple[int, str]] = {
     "malformed_answer": (502, "The answer has neither outputs nor error"),
     "decision_failed": (500, "The bus failed to decide"),
     # agents: what the SDK answers by itself
-    "bad_inputs": (422, "The inputs do not fit the action"),
+    "bad_inputs": (422, "The inputs do not fit"),
     "bad_outputs": (502, "The outputs do not fit the action"),
     "action_failed": (500, "The action raised an error"),
     "tool_error": (502, "The tool answered with an error"),

@@ -80,6 +80,8 @@ RETRY_DELAY_MS = 1_000
 RETRY_DELAY_MS_MAX = 3600 * 1000
 WAIT_MS_MAX = 366 * 24 * 3600 * 1000  # of one step
 SIGNALS_MAX = 100  # that an execution keeps until a step waits for them
+SCHEMA_PARTS_MAX = 2_000  # of an author's JSON Schema, each as often as references come to it
+FINDINGS_MAX = 100  # of a value that does not fit one
 OPERAND_BYTES_MAX = 1024  # of a condition's operand, as it is recorded
 
 # --- snapshots of the deciders ----------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mcp_bus import subjects
-from mcp_bus.domain import conditions
+from mcp_bus.domain import conditions, schemas
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.definitions import Definition, Step
 from mcp_bus.domain.load import capable_of
@@ -33,7 +33,8 @@ def findings(definition: Definition) -> list[Finding]:
             checked.edges.append((step.id, before[-1], ""))
         before.append(step.id)
     checked.references(None, definition.outputs or {}, "/outputs")
-    return [*checked.found, *checked.circles()]
+    wrong = schemas.faults(definition.inputs, "/inputs") if definition.inputs else []
+    return [*checked.found, *checked.circles(), *wrong]
 
 
 def warnings(definition: Definition, agents: Agents) -> Iterator[Finding]:

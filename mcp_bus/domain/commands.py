@@ -11,10 +11,10 @@ from pydantic import Field
 
 from mcp_bus import subjects
 from mcp_bus.config import SIGNALS_MAX
-from mcp_bus.domain import roles, steps
+from mcp_bus.domain import roles, schemas, steps
 from mcp_bus.domain.agents import checked
 from mcp_bus.domain.decider import Draft, Logged, answer
-from mcp_bus.domain.definitions import Model
+from mcp_bus.domain.definitions import Definition, Model
 from mcp_bus.domain.execution import Execution, Workflows
 from mcp_bus.domain.load import NOBODY
 from mcp_bus.domain.steps import Course
@@ -149,11 +149,23 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
         if known is not None:
             return [_known(state, logged, known.execution, started, same=known.digest == digest)]
         started["once"] = {"key": once, "digest": digest}
+    _check_inputs(workflow.versions[version], wanted.inputs)
     started["position"] = logged.position
     execution = Execution(name, wanted.workflow_id, version, logged.position)
     course = course_of(state, logged, execution, payloads)
     course.begin()
     return [answer(logged, {"outputs": started}), *course.drafts]
+
+
+def _check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
+    """Refused `bad_inputs` with all that does not fit what the workflow says of its inputs."""
+    found = schemas.findings(definition.inputs, inputs, "/inputs") if definition.inputs else []
+    if found:
+        raise Refused(
+            "; ".join(f"{f.pointer}: {f.detail}" for f in found[:3]),
+            code="bad_inputs",
+            findings=found,
+        )
 
 
 def _known(

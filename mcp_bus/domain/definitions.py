@@ -146,6 +146,7 @@ class Definition(Model):
     id: Id
     name: Text
     steps: Annotated[list[Step], Field(min_length=1, max_length=STEPS_MAX)]
+    inputs: dict[str, Any] | None = None  # a JSON Schema
     outputs: dict[str, Any] | None = None
     metadata: WorkflowMetadata = Field(default_factory=WorkflowMetadata)
 

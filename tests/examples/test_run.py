@@ -63,12 +63,17 @@ async def test_a_watched_execution_that_fails_is_exit_code_1(bus: Bus) -> None:
 
 
 async def test_what_cannot_be_run_is_told(bus: Bus, tmp_path: Path) -> None:
-    """A file that is not there, one that no bus takes, and options that contradict each other."""
+    """A file that is not there, one that no bus takes, inputs that do not fit, and options that
+    contradict each other."""
     assert (await run(*RUN, str(tmp_path / "none.yaml"))).exit_code == 2
     (tmp_path / "w.yaml").write_text("id: w\nname: W\nsteps: [{id: a, wait: {}}]")
     refused = await run(*RUN, str(tmp_path / "w.yaml"))
     assert (refused.exit_code, "/steps/0/wait" in refused.stderr) == (1, True)
     assert (await run(*RUN, "w", "--watch", "--wait", "1")).exit_code == 2
+    refused = await run(*RUN, str(FOLDER / "saga.yaml"), "--inputs", '{"to": 1}', "--json")
+    error = json.loads(refused.stderr)["error"]
+    assert (refused.exit_code, error["code"]) == (1, "bad_inputs")
+    assert [found["pointer"] for found in error["details"]["errors"]] == ["/inputs/to"]
 
 
 async def test_who_stops_watching_stops_nothing_else(bus: Bus) -> None:
