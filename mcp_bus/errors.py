@@ -69,6 +69,7 @@ CODES: dict[str, tuple[int, str]] = {
     "signal_timeout": (504, "The signal did not come in time"),
     "heartbeat_timeout": (504, "The agent gave no sign of progress"),
     "unresolved_reference": (422, "A reference had no value when it was needed"),
+    "condition_failed": (422, "A condition is neither true nor false"),
     "postcondition_failed": (422, "The post-condition does not hold"),
     "step_timeout": (504, "The agent did not answer in time"),
     "malformed_answer": (502, "The answer has neither outputs nor error"),

@@ -1,6 +1,7 @@
 """Conditions: what must hold before a step is asked, and after it answered.
 
     {"steps.log.outputs.text": {"matches": "^commit"}, "inputs.limit": {"gt": 0, "lte": 100}}
+    {"cel": "inputs.limit > 0 || has(inputs.all)"}     see cel.py
 
 Every entry must hold. A plain value means equality; an object of operators means all of them. A
 value that is missing fulfils only `{"exists": false}`. `matches` searches with a linear-time
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
 from mcp_bus.config import OPERAND_BYTES_MAX
+from mcp_bus.domain import cel
 from mcp_bus.domain.references import MISSING, Path, look_up, path_of
 from mcp_bus.errors import Finding, Refused
 from mcp_bus.strict_json import dumps, escape
@@ -43,12 +45,16 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "matches": lambda found, wanted: isinstance(found, str) and _matches(wanted, found),
 }
 EXISTS = "exists"
+CEL = "cel"
 
 
 def paths(condition: Mapping[str, Any]) -> Iterator[Path]:
     """The values that a condition needs."""
-    for key in condition:
-        yield path_of(key)
+    for key, wanted in condition.items():
+        if key != CEL:
+            yield path_of(key)
+        elif isinstance(wanted, str):
+            yield from cel.paths(wanted)
 
 
 def findings(condition: Mapping[str, Any], pointer: str) -> Iterator[Finding]:
@@ -56,6 +62,9 @@ def findings(condition: Mapping[str, Any], pointer: str) -> Iterator[Finding]:
     for key, wanted in condition.items():
         at = f"{pointer}/{escape(key)}"
         try:
+            if key == CEL:
+                cel.check(wanted)
+                continue
             path_of(key)
         except Refused as error:
             yield Finding(at, error.code, error.detail)
@@ -66,22 +75,29 @@ def findings(condition: Mapping[str, Any], pointer: str) -> Iterator[Finding]:
 
 
 def holds(condition: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
-    """Whether every entry holds in `context` ({"inputs": …, "steps": {id: {"outputs": …}}})."""
+    """Whether every entry holds in `context` ({"inputs": …, "steps": {id: {"outputs": …}}});
+    Refused `condition_failed` where an expression is neither true nor false."""
     return all(
-        _test(name, look_up(path_of(key), context), operand)
+        cel.holds(wanted, context)
+        if key == CEL
+        else all(
+            _test(name, look_up(path_of(key), context), operand) for name, operand in _tests(wanted)
+        )
         for key, wanted in condition.items()
-        for name, operand in _tests(wanted)
     )
 
 
 def operands(condition: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """What a condition was judged by, by path; a large value is told by its size."""
-    found = {}
-    for key in condition:
-        value = look_up(path_of(key), context)
-        if value is not MISSING:
-            size = len(dumps(value))
-            found[key] = value if size <= OPERAND_BYTES_MAX else f"({size} bytes)"
+    found: dict[str, Any] = {}
+    for key, wanted in condition.items():
+        if key == CEL:
+            found |= cel.operands(wanted, context)
+        elif (value := look_up(path_of(key), context)) is not MISSING:
+            found[key] = value
+    for name, value in found.items():
+        size = len(dumps(value))
+        found[name] = value if size <= OPERAND_BYTES_MAX else f"({size} bytes)"
     return found
 
 

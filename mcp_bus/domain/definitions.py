@@ -21,6 +21,7 @@ from mcp_bus.config import (
     STEP_TIMEOUT_MS_MAX,
     STEPS_MAX,
 )
+from mcp_bus.domain import conditions
 from mcp_bus.domain.references import path_of, references, step_of
 from mcp_bus.messages import Id, Text
 
@@ -116,9 +117,8 @@ class Step(Model):
         texts = [text for text, _ in references(self.inputs)]
         if self.wait is not None:
             texts.extend(text for text, _ in references([self.wait.ms, self.wait.until]))
-        for condition in (self.pre, self.post):
-            texts.extend(condition)
-        return _steps_in(texts)
+        judged = [path for one in (self.pre, self.post) for path in conditions.paths(one)]
+        return _steps_in(texts) | frozenset(filter(None, map(step_of, judged)))
 
     @cached_property
     def gives(self) -> dict[str, Any]:

@@ -190,9 +190,13 @@ class Course:
 
     def _begin(self, step: Step) -> bool:
         """Begin a step; whether it has ended by that already."""
-        if step.id not in self._execution.attempts and not conditions.holds(
-            step.pre, self._context
-        ):
+        begun = step.id in self._execution.attempts
+        try:
+            holds = begun or conditions.holds(step.pre, self._context)
+        except BusError as error:
+            self._failed(step, 1, error)
+            return False
+        if not holds:
             self._ended.add(step.id)
             self._say("StepSkipped", stepId=step.id, **self._operands(step))
             if step.on_skip == "fail":
