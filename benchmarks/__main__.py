@@ -18,6 +18,7 @@ import uvloop
 
 from benchmarks import (
     agents,
+    crowded,
     engine,
     ingest,
     overhead,
@@ -50,6 +51,9 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "engine.1.always": engine.one_always,
     "engine.64.interval": engine.sixty_four_interval,
     "engine.64.always": engine.sixty_four_always,
+    "engine.restart": crowded.restart,
+    "engine.memory": crowded.memory,
+    "engine.growth": crowded.growth,
 }
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"

@@ -9,36 +9,30 @@ decides anything. The peer is DBOS, whose steps are functions of the process tha
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
-import aiohttp
 import nats
 
 from benchmarks import peers
-from benchmarks.harness import Must, Row, Run, fresh_raw_stream, measured, program, token
+from benchmarks.executions import executing
+from benchmarks.harness import Must, Row, Run, fresh_raw_stream, measured, program
 from benchmarks.load import AT_ONCE, Work, p50_ms, per_second
 from benchmarks.raw import Chains
 from benchmarks.warm import (
-    CLIENT,
     as_service,
     bus_at_work,
     caught_up,
     echoing,
-    secret,
     services_url,
 )
-from mcp_bus import config, log
+from mcp_bus import config
 from mcp_bus.embedded import Bus
-from mcp_bus.messages import Message, parse
-from mcp_bus.subjects import WORKFLOWS, stored
 
 ALONE = 150  # workflows of one run, one after the other
 TOGETHER = 1000  # workflows of one run at 64 in flight
 PEER_TOGETHER = 400
-WORKFLOW_S_MAX = 30.0
 
 PEER = "a DBOS workflow of three steps in one process, on the same PostgreSQL"
 
@@ -115,18 +109,17 @@ async def _beside_dbos(
     async with (
         bus_at_work(durability) as bus,
         echoing(bus),
-        _client(bus) as channel,
+        executing(bus, WORKFLOW) as executions,
         program(
             "benchmarks.peers.dbos_workflow",
             settings=config.load({}, postgres_admin=bus.admin_url),
             python=python,
         ) as dbos,
     ):
-        workflow = await _workflow(bus, channel)
 
         async def ours() -> float:
             await caught_up(bus)
-            return await measure(workflow, count)
+            return await measure(lambda: executions.start("three"), count)
 
         async def theirs() -> float:
             await caught_up(bus)
@@ -143,10 +136,12 @@ async def _beside_hops() -> list[Run]:
     async with (
         bus_at_work() as bus,
         echoing(bus),
-        _client(bus) as channel,
+        executing(bus, WORKFLOW) as executions,
         _chains(bus) as chain,
     ):
-        workflow = await _workflow(bus, channel)
+
+        async def workflow() -> object:
+            return await executions.start("three")
 
         async def rested(work: Work) -> float:
             await caught_up(bus)
@@ -155,52 +150,6 @@ async def _beside_hops() -> list[Run]:
         await per_second(workflow, TOGETHER)
         await per_second(chain, TOGETHER)
         return await measured(lambda: rested(workflow), lambda: rested(chain))
-
-
-@contextlib.asynccontextmanager
-async def _client(bus: Bus) -> AsyncIterator[log.Log]:
-    """The connection of who starts workflows, in the agents' account."""
-    mine = token(secret(bus), CLIENT, "developer")
-    channel = await log.connect(bus.nats_url, name=CLIENT, token=mine)
-    try:
-        yield channel
-    finally:
-        await channel.close()
-
-
-async def _workflow(bus: Bus, channel: log.Log) -> Work:
-    """Define the workflow; gives what starts one and waits for its end."""
-    headers = {"Authorization": f"Bearer {bus.token}"}
-    async with (
-        aiohttp.ClientSession(bus.gateway_url, headers=headers) as session,
-        session.post("/workflows", json=WORKFLOW) as response,
-    ):
-        if response.status != 201:
-            raise RuntimeError(f"POST /workflows answered {await response.text()}")
-    ends: dict[str, asyncio.Future[str]] = {}
-
-    def heard(record: log.Record) -> None:
-        fact = parse(record.data)
-        if fact.target in ends:
-            ends[fact.target].set_result(fact.payload["event"])
-
-    await channel.listen(stored(f"mcp.event.{WORKFLOWS}.*"), heard)
-
-    async def workflow() -> None:
-        inputs = {"workflowId": WORKFLOW["id"], "inputs": {"n": 7}}
-        command = Message.build(
-            "request", CLIENT, WORKFLOWS, {"action": "execute", "inputs": inputs}
-        )
-        execution = command.metadata.correlation_id
-        ended = ends[execution] = asyncio.get_running_loop().create_future()
-        await channel.publish(command)
-        async with asyncio.timeout(WORKFLOW_S_MAX):
-            how = await ended
-        del ends[execution]
-        if how != "ExecutionCompleted":
-            raise RuntimeError(f"the workflow ended with {how}")
-
-    return workflow
 
 
 @contextlib.asynccontextmanager

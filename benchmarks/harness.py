@@ -244,6 +244,14 @@ async def program(
         await started.end()
 
 
+def resident_mb(pid: int) -> float:
+    """The memory of a process that is not swapped out."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no memory of {pid}")
+
+
 _libc = ctypes.CDLL(None)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import bisect
 import json
 import statistics
-from pathlib import Path
 
-from benchmarks.harness import RUNS, Must, Row, Run, program
+from benchmarks.harness import RUNS, Must, Row, Run, program, resident_mb
 from benchmarks.recording import UNDER_WAY, Recording, flat_out, recording
 
 FLAT_OUT = 20_000  # messages to find the largest rate
@@ -40,9 +39,9 @@ async def memory() -> Row:
     async with recording("interval") as bus:
         await flat_out(bus, WARM, UNDER_WAY)
         for _ in range(RUNS):
-            before = _rss_mb(bus.recorder_pid)
+            before = resident_mb(bus.recorder_pid)
             await flat_out(bus, MILLION // RUNS, UNDER_WAY)
-            runs.append(Run(_rss_mb(bus.recorder_pid) - before, before))
+            runs.append(Run(resident_mb(bus.recorder_pid) - before, before))
     grown = sum(run.value for run in runs)
     return Row(
         id="recorder.memory",
@@ -66,10 +65,3 @@ async def _p99_ms(bus: Recording, per_second: int) -> float:
         bus.recorded.at[bisect.bisect_left(steps, at)][1] - when for at, when in acked
     ]
     return statistics.quantiles(took, n=100)[98] * 1000
-
-
-def _rss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no memory of {pid}")
