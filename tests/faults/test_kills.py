@@ -20,8 +20,8 @@ from tests.faults.verdict import caught_up, wrong_with
 KILLS = 5
 MESSAGES, EXECUTIONS = 200, 10  # that come between two deaths
 SCENARIO_S_MAX = 60
-RANDOM_S = 20.0
-STOPPED_S = 15.0
+RANDOM_S = 30.0
+STOPPED_S = 30.0
 
 
 @pytest.fixture(autouse=True)
