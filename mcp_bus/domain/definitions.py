@@ -90,6 +90,7 @@ class Step(Model):
     conditions: StepConditions | None = None
     timeout_ms: Milliseconds = STEP_TIMEOUT_MS
     heartbeat_timeout_ms: Milliseconds | None = None
+    queue_timeout_ms: Milliseconds | None = None
     depends_on: list[Id] | None = None
     on_skip: Literal["continue", "fail"] = "continue"
     retry: Retry | None = None
@@ -125,6 +126,15 @@ class Step(Model):
         """The expressions over `${result…}` that its outputs are; {} for the whole result."""
         written = [text for text, _ in references(self.outputs)]
         return self.outputs if any(text.startswith("result") for text in written) else {}
+
+    @cached_property
+    def limits(self) -> dict[str, int]:
+        """What its requests say of how long they may wait, beside timeoutMs."""
+        given = {
+            "heartbeatTimeoutMs": self.heartbeat_timeout_ms,
+            "queueTimeoutMs": self.queue_timeout_ms,
+        }
+        return {name: ms for name, ms in given.items() if ms is not None}
 
     @property
     def signal_timeout_ms(self) -> int | None:

@@ -5,7 +5,8 @@ it is stuck, an observation of `_queue`:
 
     {"event": "RequestStuck", "requestPosition", "asked": log time of the request, "reason"}
 
-    not_taken            no process of its agent took it within MCP_BUS_QUEUE_MAX_S
+    not_taken            no process of its agent took it within MCP_BUS_QUEUE_MAX_S, or within the
+                         queueTimeoutMs of the step that it asks for
     delivered_too_often  it was handed out DELIVER_MAX times, and the server hands it out no more
     not_answered         it was taken, and its agent is silent, or a day has passed
     request_lost         it stands before a gap of the log: its queue holds it no more
@@ -43,6 +44,7 @@ class Asked:
     time: int
     conversation: str
     id: str | None
+    queue_ms: int | None = None  # of its own, that it may wait until it is taken
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class Outstanding:
     _agents: Annotated[OrderedDict[int, str], Field(exclude=True)] = field(
         default_factory=OrderedDict
     )
+    # those with a time of their own, by agent and position
+    hasty: Annotated[dict[str, dict[int, Asked]], Field(exclude=True)] = field(default_factory=dict)
     # (agent, conversation) -> messageId, or position where there is none -> position
     _told: Annotated[dict[tuple[str, str], dict[str | int, int]], Field(exclude=True)] = field(
         default_factory=dict
@@ -67,6 +71,7 @@ class Outstanding:
         for agent, requests in self.queues.items():
             for position, asked in requests.items():
                 self._tell(agent, position, asked)
+                self._haste(agent, position, asked)
         agents = {position: agent for agent, asked in self.queues.items() for position in asked}
         self._agents = OrderedDict(sorted(agents.items()))
 
@@ -87,11 +92,14 @@ class Outstanding:
             self._beyond = (first, logged.time)
             return
         message = logged.message
-        entry = Asked(logged.time, message.metadata.correlation_id, message.metadata.message_id)
+        about = message.metadata
+        queue_ms = _queue_ms(about.model_extra or {})
+        entry = Asked(logged.time, about.correlation_id, about.message_id, queue_ms)
         if not self._tell(message.target, logged.position, entry):
             return  # a copy, which the recorder keeps in quarantine
         self.queues.setdefault(message.target, {})[logged.position] = entry
         self._agents[logged.position] = message.target
+        self._haste(message.target, logged.position, entry)
         self.count += 1
 
     def first(self) -> int | None:
@@ -131,12 +139,20 @@ class Outstanding:
         if not self.queues[agent]:
             del self.queues[agent]
         del self._agents[position]
+        if asked.queue_ms is not None:
+            del self.hasty[agent][position]
+            if not self.hasty[agent]:
+                del self.hasty[agent]
         self.count -= 1
 
     def _tell(self, agent: str, position: int, asked: Asked) -> bool:
         """Know by which name it is answered; False for one that is known."""
         told = self._told.setdefault((agent, asked.conversation), {})
         return told.setdefault(position if asked.id is None else asked.id, position) == position
+
+    def _haste(self, agent: str, position: int, asked: Asked) -> None:
+        if asked.queue_ms is not None:
+            self.hasty.setdefault(agent, {})[position] = asked
 
     def stuck(self, observed: Message) -> int | None:
         """Read an observation: the position of the request that it ends, None if it ends none."""
@@ -146,6 +162,13 @@ class Outstanding:
             return None
         self.end(observed.target, position)
         return position
+
+
+def _queue_ms(metadata: Mapping[str, object]) -> int | None:
+    """What a step of a workflow says of how long it may wait until it is taken."""
+    step = metadata.get("step")
+    said = step.get("queueTimeoutMs") if isinstance(step, dict) else None
+    return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
 
 
 def stuck(agent: str, position: int, asked: Asked, reason: str) -> Draft:

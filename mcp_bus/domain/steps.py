@@ -239,8 +239,7 @@ class Course:
         if needed is not None:
             target = self._chosen(step, needed, asked.action)
         about = {**self._version(), "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
-        if step.heartbeat_timeout_ms is not None:
-            about["heartbeatTimeoutMs"] = step.heartbeat_timeout_ms
+        about |= step.limits
         cause = self._logged.message.metadata
         self._requests.append(
             Draft(

@@ -1,12 +1,12 @@
 """Queues: what one session of the registry sees of requests that are stuck in an agent's queue.
 
 Each QUEUE_LOOK_S it asks the server about the agents that have a request which is older than
-queue_max and was not known to be taken, all at once, and reads which requests the server hands out
-no more; what it read of these outlasts the session.
+queue_max, or than a step says, and was not known to be taken, all at once, and reads which requests
+the server hands out no more; what it read of these outlasts the session.
 What it sees is said at once, for whoever takes a request in between does so in vain; but a queue
 that does not answer holds the session up for QUEUE_LOOK_WAIT_S and no longer. It judges by the
-log's clock, and only after its connection has stood for QUEUE_LOOK_AFTER_S: after an outage every
-request is old, and the agents come back first.
+log's clock, and only after its connection has stood for QUEUE_LOOK_AFTER_S, or as long as a request
+may wait: after an outage every request is old, and the agents come back first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import islice
 
 from mcp_bus import config, subjects, telemetry
 from mcp_bus.domain.agents import Agents
-from mcp_bus.domain.outstanding import LOST, Outstanding, stuck
+from mcp_bus.domain.outstanding import LOST, Asked, Outstanding, stuck
 from mcp_bus.errors import Unavailable
 from mcp_bus.log import Log, queues
 from mcp_bus.services.decider import Observation
@@ -83,11 +83,14 @@ class Queues:
         except Unavailable as error:
             logger.warning("cannot read what the log dropped", reason=error.detail)
         self._find_lost(agents.outstanding)
-        if _now() - self._began < self._after_s:
-            return
-        self._note_silent(agents)
-        waiting = islice(self._to_ask_about(agents.outstanding), config.QUEUES_LOOKED_MAX)
-        await asyncio.gather(*(self._judge(log, agents.outstanding, agent) for agent in waiting))
+        asked_about = dict.fromkeys(self._hasty(agents.outstanding))
+        early = _now() - self._began < self._after_s
+        if not early:
+            self._note_silent(agents)
+            asked_about |= dict.fromkeys(self._to_ask_about(agents.outstanding))
+        waiting = islice(asked_about, config.QUEUES_LOOKED_MAX)
+        judging = (self._judge(log, agents.outstanding, agent, early=early) for agent in waiting)
+        await asyncio.gather(*judging)
 
     async def _read_dropped(self, log: Log, outstanding: Outstanding, position: int) -> None:
         """Take what is said of requests that this fold has read already; the rest is for later."""
@@ -122,7 +125,26 @@ class Queues:
                     yield agent
                     break
 
-    async def _judge(self, log: Log, outstanding: Outstanding, agent: str) -> None:
+    def _hasty(self, outstanding: Outstanding) -> Iterator[str]:
+        """Agents with a request whose own time is over, and which is not known to be taken."""
+        now_ms = int(time.time() * 1000)
+        for agent, requests in outstanding.hasty.items():
+            known = self._taken.get(agent, 0)
+            if any(
+                position > known and self._is_over(asked, now_ms)
+                for position, asked in requests.items()
+            ):
+                yield agent
+
+    def _is_over(self, asked: Asked, now_ms: int) -> bool:
+        """Whether a request has waited for its own time, and this session has stood as long."""
+        stood_ms, own_ms = (_now() - self._began) * 1000, asked.queue_ms or self._max_ms
+        return now_ms - asked.time >= own_ms and stood_ms >= min(own_ms, self._after_s * 1000)
+
+    async def _judge(
+        self, log: Log, outstanding: Outstanding, agent: str, *, early: bool = False
+    ) -> None:
+        """What is stuck in an agent's queue; while it is early only by its own time."""
         try:
             taken = await queues.taken(log, agent)
         except Unavailable as error:
@@ -131,6 +153,12 @@ class Queues:
         if taken is None:
             return
         self._taken[agent] = taken.position
+        for position, asked in outstanding.hasty.get(agent, {}).items():
+            full = len(self._found) >= config.STUCK_SAID_MAX
+            if position > taken.position and self._is_over(asked, taken.time) and not full:
+                self._found.setdefault((agent, position), "not_taken")
+        if early:
+            return
         old_ms = self._longest_ms(agent)
         for position, asked in outstanding.queues.get(agent, {}).items():
             age_ms = taken.time - asked.time

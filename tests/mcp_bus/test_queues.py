@@ -23,7 +23,9 @@ from mcp_bus.services import registry
 from mcp_bus.services.queues import Dropped, Queues
 from tests.conftest import SECRET, Nats
 from tests.deliveries import taking
-from tests.mcp_bus.history import History, agent
+from tests.mcp_bus.deciding import deciding as both
+from tests.mcp_bus.deciding import opened
+from tests.mcp_bus.history import History, agent, step, workflow
 from tests.services import WAIT_S, running
 
 
@@ -233,6 +235,61 @@ async def test_a_look_waits_for_agents_to_come_back(
         assert await seen(QUEUE_LOOK_AFTER_S + 61) == [(1, "not_answered")]
         agents.outstanding.end("git", 1)
         assert await seen(QUEUE_LOOK_AFTER_S + 62) == []
+
+
+async def test_a_request_with_a_time_of_its_own_waits_no_longer(
+    services: Log, git: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is taken; then it may be worked on as long as any other."""
+    clock = [0.0]
+    monkeypatch.setattr(queues_of_registry, "_now", lambda: clock[0])
+    monkeypatch.setattr(config, "QUEUE_LOOK_WAIT_S", WAIT_S)
+    agents = Agents(known={"git": registered("git")})
+    await services.open_queue("git", 0)
+    for own in ({}, {"queueTimeoutMs": 3000}, {"queueTimeoutMs": 3000}, {"queueTimeoutMs": 3000}):
+        request = Message.build("request", "asker", "git", {}, step=own)
+        position = (await services.publish(request)).position
+        age_ms = 100_000 if position < 4 else 0
+        agents.outstanding.asked(Logged(position, now_ms() - age_ms, request))
+    known = agents.outstanding
+    assert Outstanding(queues=known.queues, count=known.count).hasty == known.hasty
+    looks = Queues(600.0, Dropped())
+
+    async def seen(now: float) -> list[int]:
+        clock[0] = now
+        found = await looks.observed(services, agents, 4)
+        return [o.draft.payload["requestPosition"] for o in found]
+
+    async with taking(git, "git", 1) as queue:
+        await (await asyncio.wait_for(queue.get(), WAIT_S)).ack()
+        await asyncio.wait_for(queue.get(), WAIT_S)
+        assert await seen(1) == []  # agents come back first
+        assert await seen(4) == [3]
+    agents.outstanding.end("git", 3)
+    assert await seen(QUEUE_LOOK_AFTER_S + 1) == []
+    assert agents.outstanding.hasty["git"].keys() == {2, 4}
+
+
+async def test_a_step_that_nobody_takes_in_time_is_asked_again(
+    nats: Nats, brief: Settings, services: Log
+) -> None:
+    """Which is worth another try; then its execution fails by it, long before the bus gives up."""
+    patient = brief.model_copy(update={"queue_max_s": 600})
+    hasty = {"queueTimeoutMs": 100, "retry": {"maxAttempts": 2, "initialDelayMs": 0}}
+    async with both(patient), opened(nats.services) as bus:
+        await away(nats, "echo")
+        await bus.command("workflows", "define", workflow(step("a", action="work", **hasty)))
+        execution = await bus.started()
+        fact, at = await bus.next(f"mcp.event.workflows.{execution}", 0)
+        assert (fact.payload["event"], fact.payload["error"]["code"]) == (
+            "StepRetrying",
+            "not_taken",
+        )
+        fact, _ = await bus.next(f"mcp.event.workflows.{execution}", at)
+        assert (fact.payload["event"], fact.payload["error"]["code"]) == (
+            "ExecutionFailed",
+            "not_taken",
+        )
 
 
 async def test_what_the_server_dropped_waits_for_the_fold(
