@@ -20,6 +20,7 @@ from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
 from mcp_bus.domain.commands import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.decider import Undecided, failed
+from mcp_bus.domain.definitions import Asking, Definition, Retry, Step, StepConditions, Wait
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import CODES
@@ -50,6 +51,19 @@ def test_every_code_is_explained_with_its_status() -> None:
     """docs/errors.md has each code of CODES once, with its HTTP status, and no other."""
     found = [(c[0].strip("`"), int(c[1])) for c in rows("errors.md") if c[1].isdigit()]
     assert sorted(found) == sorted((code, status) for code, (status, _) in CODES.items())
+
+
+def test_workflows_are_told_whole() -> None:
+    """docs/workflows.md has every key of a definition, and every code of workflows and executions;
+    what is in a picture, or in an example, is in the tables."""
+    page = text("workflows.md")
+    models = (Definition, Step, StepConditions, Retry, Wait, Asking)
+    keys = {field.alias for model in models for field in model.model_fields.values()}
+    assert not [key for key in keys if not _stands(str(key), page)]
+    section = text("errors.md").partition("## Workflows")[2].partition("\n## ")[0]
+    codes = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+    elsewhere = {"unknown_conversation", "changed_meanwhile"}
+    assert codes - elsewhere <= set(re.findall(r"`(\w+)`", page))
 
 
 def test_every_setting_is_explained_with_its_default() -> None:
