@@ -38,6 +38,7 @@ STORE_PACE_S = 0.01  # and so recorder and projector; it grows with what a batch
 STORE_PACE_FACTOR = 10
 STORE_PACE_S_MAX = 0.03
 FOLLOWER_IDLE_S = 30.0  # the server forgets a follower this long after its last pull
+FOLLOWER_AGAIN_S = 0.05  # a new one is asked again, where a server does not know it yet
 CONSUMERS_MAX = 20_000  # queues of agents, and followers; the server's own bound is 1,000
 AGENTS_MAX = 10_000  # that are registered: each has a queue for ever, and followers need some too
 LOG_REQUEST_S = 5.0

@@ -36,30 +36,37 @@ async def serve(settings: Settings, folder: Folder, port: int, credentials: Cred
     binary = find_binary()
     await check_version(binary)
     make_private(folder.nats)
-    variables = {
+    command = Command(
+        NAME,
+        (str(binary), "--config", str(find_configuration())),
+        environment() | variables(settings, folder.nats, port, credentials),
+        die_with=signal.SIGTERM,  # in order, if it still can; its acks hold either way
+    )
+    child = await start(command, folder)
+    try:
+        await speaks(child, port)
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def variables(
+    settings: Settings, store: Path, port: int, credentials: Credentials
+) -> dict[str, str]:
+    """What nats.conf takes from the environment."""
+    texts = {
         "LISTEN": f"{LOOPBACK}:{port}",
-        "STORE_DIR": str(folder.nats),
+        "STORE_DIR": str(store),
         "SYNC_INTERVAL": SYNC_INTERVAL[settings.durability],
         "SYS_PASSWORD": credentials.sys,
         "BUS_PASSWORD": credentials.bus,
         "AUTH_PASSWORD": credentials.auth,
         "AUTH_ISSUER": nkeys.issuer(credentials.bus_secret(settings)).public,
     }
-    command = Command(
-        NAME,
-        (str(binary), "--config", str(find_configuration())),
-        environment()
-        | {"MCP_BUS_CONF_" + key: _quoted(value) for key, value in variables.items()}
-        | {"MCP_BUS_CONF_STORE_BYTES_MAX": str(settings.log_bytes_max + LOG_STORE_BYTES_BESIDE)},
-        die_with=signal.SIGTERM,  # in order, if it still can; its acks hold either way
-    )
-    child = await start(command, folder)
-    try:
-        await _speaks(child, port)
-    except BaseException:
-        child.kill()
-        raise
-    return child
+    size = str(settings.log_bytes_max + LOG_STORE_BYTES_BESIDE)
+    quoted = {"MCP_BUS_CONF_" + key: _quoted(value) for key, value in texts.items()}
+    return quoted | {"MCP_BUS_CONF_STORE_BYTES_MAX": size}
 
 
 def find_binary() -> Path:
@@ -99,7 +106,7 @@ def find_configuration() -> Path:
     raise SettingsError("nats.conf is missing from the installation")
 
 
-async def _speaks(child: Child, port: int) -> None:
+async def speaks(child: Child, port: int) -> None:
     """Wait until the server greets its clients, which is after it recovered its streams."""
     loop = asyncio.get_running_loop()
     until = loop.time() + START_S_MAX

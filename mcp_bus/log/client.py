@@ -23,7 +23,7 @@ from nats.errors import Error as NatsError
 
 from mcp_bus import config
 from mcp_bus.errors import Unavailable
-from mcp_bus.log.records import status_of
+from mcp_bus.log.records import UNHEARD, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Client(nats.aio.client.Client):
         nats-py says so too for a message of the stream whose sender gave it that header.
         """
         msg = await self._request_new_style(subject, data, timeout=None)  # type: ignore[arg-type]
-        if status_of(msg) == "503":
+        if status_of(msg) == UNHEARD:
             raise NoRespondersError
         return msg
 

@@ -240,11 +240,14 @@ class Log:
         await self.client.close()
 
     async def _open(self, url: str, token: Token, reconnect: bool) -> None:
+        servers, user, password = servers_of(url)
         opening = asyncio.ensure_future(
             self.client.connect(
-                url,
+                servers,
                 name=self.name,
-                token=token,
+                user=user if password else None,
+                password=password or None,
+                token=token or (None if password else user or None),
                 inbox_prefix=f"_INBOX_{self.name}".encode(),
                 allow_reconnect=reconnect,
                 max_reconnect_attempts=-1,
@@ -344,6 +347,19 @@ async def connect(url: str, *, name: str, reconnect: bool = True, token: Token =
     log = Log(name)
     await log._open(url, token, reconnect)
     return log
+
+
+def servers_of(url: str) -> tuple[list[str], str, str]:
+    """The servers of `nats://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]`, user and password; a token
+    stands for the user alone.
+
+    They are for each of these, and for those of a cluster that are not named here and that the
+    servers tell of: nats-py would go to these with nothing, and be refused.
+    """
+    scheme, _, rest = url.rpartition("://")
+    who, _, places = rest.rpartition("@")
+    user, _, password = who.partition(":")
+    return [f"{scheme or 'nats'}://{place}" for place in places.split(",")], user, password
 
 
 def _again_s(token: Token) -> float:

@@ -35,6 +35,7 @@ from mcp_bus.log.records import (
     EXPIRED,
     NO_HEADERS,
     UNDELIVERED,
+    UNHEARD,
     Record,
     Sequences,
     sequences,
@@ -71,6 +72,7 @@ class Follower:
         self._taken = 0  # its position, once there is one
         self._asked = 0  # messages asked for and not received
         self._burst = False  # that is the open pull
+        self._known_by = 0.0  # when every server must know the consumer (s, of the loop)
         self._over_at = 0.0  # when the last pull must have ended (s, of the loop)
         self._inbox = ""
         self._listening: Listening | None = None
@@ -112,6 +114,7 @@ class Follower:
             {"stream_name": subjects.STREAM, "config": settings},
         )
         self.pending = self._behind = made["num_pending"]
+        self._known_by = asyncio.get_running_loop().time() + config.LOG_REQUEST_S
         await self._top_up()
         self._watch = asyncio.create_task(self._watch_connection())
 
@@ -207,7 +210,12 @@ class Follower:
         self._wake.set()
 
     def _pull_ended(self, status: str, headers: Mapping[str, str]) -> None:
-        if status not in (EXPIRED, EMPTIED):
+        now = asyncio.get_running_loop().time()
+        if status == UNHEARD and not self._read and now < self._known_by:
+            # the server that we have hears of the consumer after the one that made it
+            self._asked = 0
+            self._next_at = now + config.FOLLOWER_AGAIN_S
+        elif status not in (EXPIRED, EMPTIED):
             self._fail(f"the log ended the follower: {dict(headers)}")
         elif self._burst:
             self._asked = 0

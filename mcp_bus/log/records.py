@@ -23,6 +23,7 @@ STATUS: Final = "Status"
 UNDELIVERED: Final = "Nats-Pending-Messages"  # of a pull that expired
 EXPIRED: Final = "408"  # how a pull ends that is not filled in time
 EMPTIED: Final = "404"  # and one that does not wait
+UNHEARD: Final = "503"  # nobody listens to what was asked
 TRACEPARENT: Final = "traceparent"
 
 # err_code of a JetStream answer (nats-server, server/errors.json)

@@ -12,6 +12,7 @@ from nats.aio.client import Client as NatsClient
 
 from mcp_bus import config, log
 from mcp_bus.config import DELIVER_MAX
+from mcp_bus.embedded import ports
 from mcp_bus.errors import BusError, Unavailable
 from mcp_bus.log import FencedPublisher, Log, Output, Record, queues
 from mcp_bus.log.queues import Dropped
@@ -337,6 +338,18 @@ def _epoch() -> Message:
 def _output(number: int) -> Output:
     message = Message.build("event", "workflows", "w", {"event": "X", "n": number})
     return Output(message.metadata.message_id or "", message)
+
+
+async def test_any_server_of_a_url_will_do(nats: Nats) -> None:
+    """Also where the first one is away: who reconnects to a cluster may be given a dead server."""
+    away = f"127.0.0.1:{ports.choose('127.0.0.1', 0, 'away')}"
+    for url, name in ((nats.services, "test"), (nats.agent("echo"), "echo")):
+        for reconnect in (True, False):
+            who, _, place = url.rpartition("@")
+            several = f"{who}@{away},{place}"
+            connection = await log.connect(several, name=name, reconnect=reconnect)
+            await connection.heard_from_here(f"_INBOX_{name}.x")
+            await connection.close()
 
 
 async def test_the_log_has_room_for_the_queues_of_many_agents(nats: Nats, bus: Log) -> None:

@@ -1,0 +1,74 @@
+"""A log of three copies, whose servers die and stand still under load."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from mcp_bus.embedded import running
+from tests.faults.cluster import NODES, clustered
+from tests.faults.load import loaded
+from tests.faults.verdict import wrong_with
+
+KILLS = 3
+AWAY_S = 5.0
+FROZEN_S = 12.0
+MESSAGES, EXECUTIONS = 200, 10
+SCENARIO_S_MAX = 60
+
+
+async def test_three_deaths_of_the_leader_lose_nothing(tmp_path: Path) -> None:
+    """SIGKILL of the server that leads the log; it is started again when the others have worked
+    without it, and the next one dies when it has all of the log."""
+    async with (
+        clustered(tmp_path) as cluster,
+        running(cluster.settings) as bus,
+        asyncio.timeout(SCENARIO_S_MAX),
+        loaded(bus) as load,
+    ):
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        for _ in range(KILLS):
+            leader = await cluster.leader()
+            await cluster.kill(leader)
+            await load.goes_on(MESSAGES, EXECUTIONS)
+            await cluster.start(leader)
+            await cluster.whole()
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        await load.stop()
+        assert await wrong_with(bus, load) == []
+
+
+async def test_with_two_of_three_servers_away_nothing_is_lost(tmp_path: Path) -> None:
+    """The one that stays stores nothing and says so; who publishes waits, and is told in time."""
+    async with (
+        clustered(tmp_path) as cluster,
+        running(cluster.settings) as bus,
+        asyncio.timeout(SCENARIO_S_MAX),
+        loaded(bus) as load,
+    ):
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        leader = await cluster.leader()
+        away = (leader, next(node for node in NODES if node != leader))
+        await cluster.kill(*away)
+        await asyncio.sleep(AWAY_S)
+        await cluster.start(*away)
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        await load.stop()
+        assert await wrong_with(bus, load) == []
+
+
+async def test_a_frozen_server_loses_nothing(tmp_path: Path) -> None:
+    """The leader, and with it the server of a third of all connections, stands still for less than
+    these take to notice; the others go on without it."""
+    async with (
+        clustered(tmp_path) as cluster,
+        running(cluster.settings) as bus,
+        asyncio.timeout(SCENARIO_S_MAX),
+        loaded(bus) as load,
+    ):
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        async with cluster.frozen(await cluster.leader(), FROZEN_S):
+            await load.goes_on(MESSAGES, 0)
+        await load.goes_on(MESSAGES, EXECUTIONS)
+        await load.stop()
+        assert await wrong_with(bus, load) == []
