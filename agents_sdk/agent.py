@@ -29,8 +29,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from agents_sdk.actions import Action
-from agents_sdk.client import Bus, find, opened
+from agents_sdk.client import Bus, opened
 from agents_sdk.micro import Micro
+from agents_sdk.place import find
 from agents_sdk.serving import Serving
 from mcp_bus import config, subjects
 from mcp_bus.errors import BusError, Refused, Unavailable

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from opentelemetry.trace import SpanKind
 from agents_sdk import streaming, tracing
 from agents_sdk.context import in_hand
 from agents_sdk.executions import Executions
+from agents_sdk.place import find
 from agents_sdk.signals import Signals
 from agents_sdk.subscription import Subscription
 from agents_sdk.tokens import Place, Tokens
@@ -35,7 +35,7 @@ from mcp_bus.config import (
     READ_PAGE_MAX,
     REQUEST_S,
 )
-from mcp_bus.errors import BusError, Refused, SettingsError, Unavailable
+from mcp_bus.errors import BusError, Refused, Unavailable
 from mcp_bus.messages import Kind, Message, dumps, loads, now_ms
 
 CLIENT_ID = "client"
@@ -67,26 +67,6 @@ async def connect(
         yield bus
     finally:
         await bus.close()
-
-
-def find(url: str | None, token: str | None, data_dir: str | Path | None) -> Place:
-    """Where the bus is: arguments, else environment, else the running embedded bus."""
-    settings = config.load(data_dir=data_dir)
-    if token is None and settings.token is not None:
-        token = settings.token.get_secret_value()
-    if url is None and data_dir is None and settings.nats is not None:
-        url = settings.nats.get_secret_value()
-    if url is None:
-        found = _in_folder(settings.data_dir)
-        given = token
-        return Place(
-            found["nats"],
-            found.get("gateway"),
-            lambda: given or _in_folder(settings.data_dir).get("token"),
-        )
-    if "@" in url:
-        return Place(url)  # it names its user and password; the token may be for another door
-    return Place(url, settings.url.rstrip("/") if settings.url else None, lambda: token)
 
 
 async def opened(id: str, place: Place, *, own_roles: bool = False) -> Bus:
@@ -200,6 +180,28 @@ class Bus:
             wanted["version"] = version
         with tracing.sending("run_workflow", subjects.WORKFLOWS, workflow=id):
             command = await self._question(subjects.WORKFLOWS, "execute", wanted, timeout, None)
+            return await self._executions.run(command, timeout)
+
+    async def rerun(
+        self,
+        execution: str,
+        step: str,
+        inputs: dict[str, Any] | None = None,
+        *,
+        step_inputs: dict[str, Any] | None = None,
+        version: str | None = None,
+        timeout: float = EXECUTION_S,
+    ) -> Any:
+        """Run an execution that has ended again from a step on, as a new one, and wait for its end:
+        nobody is asked again for what the steps before gave. `inputs` and `version` replace those
+        of the execution, `step_inputs` what the step is asked with. Raises as run_workflow does.
+        """
+        with tracing.sending("rerun", subjects.WORKFLOWS, execution=execution):
+            at = await self._executions.end_of(execution)
+            wanted = {"executionId": execution, "from": step, "at": at}
+            edited = {"inputs": inputs, "stepInputs": step_inputs, "version": version}
+            wanted |= {name: value for name, value in edited.items() if value is not None}
+            command = await self._question(subjects.WORKFLOWS, "rerun", wanted, timeout, None)
             return await self._executions.run(command, timeout)
 
     async def discover(self, **wanted: Any) -> list[dict[str, Any]]:
@@ -379,17 +381,3 @@ def _deadline(timeout_s: float) -> int:
 def _record(shown: dict[str, Any]) -> log.Record:
     data = shown["data"].encode()
     return log.Record(shown["position"], shown["time"] * 1000, shown["subject"], data, {})
-
-
-def _in_folder(data_dir: Path) -> dict[str, Any]:
-    path = data_dir.expanduser() / "bus.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("nats"), str):
-        raise SettingsError(
-            "no bus found: pass url=…, set MCP_BUS_NATS (and MCP_BUS_TOKEN), or start one with "
-            f"`mcp-bus up`, which would be found by {path}"
-        )
-    return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agents_sdk.streaming import outputs_in
 from agents_sdk.subscription import Subscription
 from mcp_bus import subjects
-from mcp_bus.config import ANSWERS_HEARD_MAX, REQUEST_S
+from mcp_bus.config import ANSWERS_HEARD_MAX, LOOK_AGAIN_S, LOOK_TRIES_MAX, REQUEST_S
 from mcp_bus.domain.ends import CANCELLED, ENDS
 from mcp_bus.errors import BusError, Refused, Unavailable
 from mcp_bus.messages import Message
@@ -37,7 +37,7 @@ class Executions:
         self._failed = False
 
     async def run(self, command: Message, timeout_s: float) -> Any:
-        """See Bus.run_workflow; `command` is the request `execute`."""
+        """See Bus.run_workflow; `command` is the request `execute`, or `rerun`."""
         execution = command.metadata.message_id or ""
         async with self._hearing(execution) as heard:
             try:
@@ -51,6 +51,23 @@ class Executions:
                     code="answer_timeout",
                     details={"executionId": execution},
                 ) from None
+
+    async def end_of(self, execution: str) -> int:
+        """The position of the fact that ended an execution, which the read models show a moment
+        after it is heard. Raises BusError; Refused `execution_running` where it has not ended."""
+        missing: BusError = Refused(f"{execution} has not ended", code="execution_running")
+        for tries in range(1, LOOK_TRIES_MAX + 1):
+            try:
+                found = await self._bus._query("execution", {"id": execution})
+                if found["endPosition"] is not None:
+                    return int(found["endPosition"])
+            except BusError as error:
+                if error.code != "unknown_execution":
+                    raise
+                missing = error
+            if tries < LOOK_TRIES_MAX:
+                await asyncio.sleep(LOOK_AGAIN_S * tries)
+        raise missing
 
     @contextlib.asynccontextmanager
     async def _hearing(self, execution: str) -> AsyncIterator[_Heard]:

@@ -123,6 +123,23 @@ class Bus:
         """Start an execution and wait for its outputs."""
         return self._run(self._bus.run_workflow(id, inputs, version=version, timeout=timeout))
 
+    def rerun(
+        self,
+        execution: str,
+        step: str,
+        inputs: dict[str, Any] | None = None,
+        *,
+        step_inputs: dict[str, Any] | None = None,
+        version: str | None = None,
+        timeout: float = EXECUTION_S,
+    ) -> Any:
+        """Run an execution again from a step on, and wait for its outputs."""
+        return self._run(
+            self._bus.rerun(
+                execution, step, inputs, step_inputs=step_inputs, version=version, timeout=timeout
+            )
+        )
+
     def discover(self, **wanted: Any) -> list[dict[str, Any]]:
         """The agents that fit."""
         return self._run(self._bus.discover(**wanted))

@@ -6,8 +6,10 @@ that only reads, with the rights of the role `agent`; see docs/subjects.md for i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from gateway import executions
 from gateway.call import Call, Gateway, Route
 from gateway.door import path_of, query_of
 from gateway.routes import ROUTES
@@ -24,6 +26,7 @@ _ROUTES = {f"{route.method} {route.path}": route for route in ROUTES}
 QUERIES: dict[str, Route] = {
     "discover": _ROUTES["GET /agents/discover"],
     "agent": _ROUTES["GET /agents/{id}"],
+    "execution": replace(_ROUTES["GET /executions/{id}"], handler=executions.outline),
 }
 
 logger = telemetry.logger(__name__)

@@ -32,6 +32,8 @@ TRACE: web.RequestKey[str] = web.RequestKey("trace", str)
 _KEY: TypeAdapter[str] = TypeAdapter(Text)
 PATH_MODELS: dict[str, TypeAdapter[Any]] = {
     "id": TypeAdapter(Id),
+    "a": TypeAdapter(Id),
+    "b": TypeAdapter(Id),
     "correlationId": TypeAdapter(Text),
     "position": TypeAdapter(Annotated[int, Field(ge=1, le=POSITION_MAX)]),
 }

@@ -11,14 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.call import Answer, Call, Gateway
 from gateway.commands import BEHIND, READ_MODEL, decided, settled
-from mcp_bus.config import EXECUTION_LOOK_S, PAGE_MAX, POSITION_MAX, READ_MODEL_WAIT_S
+from mcp_bus.config import (
+    EXECUTE_WAIT_S_MAX,
+    EXECUTION_LOOK_S,
+    PAGE_MAX,
+    POSITION_MAX,
+    READ_MODEL_WAIT_S,
+)
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.facts import name_of
 from mcp_bus.errors import MessageError, Refused, Unavailable
 from mcp_bus.log import Record
-from mcp_bus.messages import Id, parse
+from mcp_bus.messages import Id, Text, new_id, parse
 from mcp_bus.subjects import STREAM, WORKFLOWS, Subject, stored
-from projections import queries
+from projections import differences, queries
 
 
 class Page(BaseModel):
@@ -32,10 +38,46 @@ class Page(BaseModel):
 
 async def show(gateway: Gateway, call: Call) -> Answer:
     """One execution with its steps."""
-    execution = await gateway.query(queries.execution, call.path["id"])
+    return Answer(200, await _known(gateway, call.path["id"]))
+
+
+async def outline(gateway: Gateway, call: Call) -> Answer:
+    """One execution without its steps, and so without most of its bytes."""
+    execution = await _known(gateway, call.path["id"])
+    return Answer(200, {name: execution[name] for name in execution if name != "steps"})
+
+
+async def diff(gateway: Gateway, call: Call) -> Answer:
+    """Where two executions part."""
+    one = await _known(gateway, call.path["a"])
+    other = await _known(gateway, call.path["b"])
+    return Answer(200, differences.parted(one, other))
+
+
+async def _known(gateway: Gateway, execution_id: str) -> dict[str, Any]:
+    execution = await gateway.query(queries.execution, execution_id)
     if execution is None:
-        raise Refused(f"there is no execution {call.path['id']}", code="unknown_execution")
-    return Answer(200, execution)
+        raise Refused(f"there is no execution {execution_id}", code="unknown_execution")
+    return execution
+
+
+class ExecuteQuery(BaseModel):
+    """`wait`: how long to wait for the end of the execution (s); without it not at all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: Annotated[float, Field(gt=0, le=EXECUTE_WAIT_S_MAX, allow_inf_nan=False)] | None = None
+
+
+class RerunBody(BaseModel):
+    """From which step an execution is run again; see the command `rerun`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    from_: Annotated[Id, Field(alias="from")]
+    inputs: dict[str, Any] | None = None
+    step_inputs: Annotated[dict[str, Any] | None, Field(alias="stepInputs")] = None
+    version: Annotated[Text, Field(max_length=64)] | None = None
 
 
 class SignalBody(BaseModel):
@@ -74,6 +116,50 @@ async def _told(
     outputs = await decided(gateway, call, WORKFLOWS, action, wanted)
     await settled(gateway, call)
     return Answer(200, outputs)
+
+
+async def rerun(gateway: Gateway, call: Call) -> Answer:
+    """Begin it again at one of its steps, as a new execution; see `started`."""
+    return await rerun_of(gateway, call, call.path["id"], call.json, call.query.wait)
+
+
+async def rerun_of(
+    gateway: Gateway,
+    call: Call,
+    execution_id: str,
+    wanted: dict[str, Any],
+    wait_s: float | None = None,
+) -> Answer:
+    """The same, of any execution; its end is looked up, and Refused while there is none."""
+    at = (await _known(gateway, execution_id))["endPosition"]
+    if at is None:
+        raise Refused(f"{execution_id} has not ended", code="execution_running")
+    inputs = {**wanted, "executionId": execution_id, "at": at}
+    return await started(gateway, call, "rerun", inputs, wait_s)
+
+
+async def started(
+    gateway: Gateway, call: Call, action: str, inputs: dict[str, Any], wait_s: float | None
+) -> Answer:
+    """Start an execution; with `wait` the answer is the execution once it has ended.
+
+    An Idempotency-Key that started one before names that one, and is not waited for.
+    """
+    execution_id = new_id()
+    began = asyncio.get_running_loop().time()
+    async with end_of(gateway, execution_id) as ended:
+        if call.idempotency_key is not None:
+            inputs = {**inputs, "idempotencyKey": call.idempotency_key}
+        outputs = await decided(gateway, call, WORKFLOWS, action, inputs, execution_id)
+        said = {"executionId": outputs["executionId"], "status": outputs["status"]}
+        call.headers["Location"] = f"/executions/{said['executionId']}"
+        if wait_s is None or said["executionId"] != execution_id:  # that one began long ago
+            await settled(gateway, call)
+            return Answer(202, said)
+        found = await awaited(gateway, call, ended, execution_id, began + wait_s)
+    if found is None:
+        return Answer(202, said)
+    return Answer(202 if found["ended"] is None else 200, found)
 
 
 async def conversation(gateway: Gateway, call: Call) -> Answer:

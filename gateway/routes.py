@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from gateway import agents, analytics, executions, health, quarantine, tokens, workflows
+from gateway import (
+    agents,
+    analytics,
+    executions,
+    health,
+    quarantine,
+    tokens,
+    workflows,
+)
 from gateway.call import Route
 from mcp_bus.domain.agent import Registration
 from mcp_bus.domain.definitions import Definition
@@ -38,7 +46,7 @@ ROUTES: tuple[Route, ...] = (
           body=Definition),
     Route("GET", "/workflows/{id}", workflows.show, WORKFLOWS_READ, (200,)),
     Route("PUT", "/workflows/{id}/execute", workflows.execute, WORKFLOWS_EXECUTE, (202, 200),
-          query=workflows.ExecuteQuery, body=workflows.ExecuteBody),
+          query=executions.ExecuteQuery, body=workflows.ExecuteBody),
     # history
     Route("GET", "/executions/{id}", executions.show, WORKFLOWS_READ, (200,)),
     Route("POST", "/executions/{id}/cancel", executions.cancel, WORKFLOWS_EXECUTE, (200,)),
@@ -46,6 +54,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/executions/{id}/resume", executions.resume, WORKFLOWS_EXECUTE, (200,)),
     Route("POST", "/executions/{id}/signals", executions.signal, WORKFLOWS_EXECUTE, (200,),
           body=executions.SignalBody),
+    Route("POST", "/executions/{id}/rerun", executions.rerun, WORKFLOWS_EXECUTE, (202, 200),
+          query=executions.ExecuteQuery, body=executions.RerunBody),
+    Route("GET", "/executions/{a}/diff/{b}", executions.diff, WORKFLOWS_READ, (200,)),
     Route("GET", "/conversations/{correlationId}", executions.conversation, HISTORY_READ, (200,),
           query=executions.Page),
     Route("GET", "/quarantine", quarantine.listed, HISTORY_READ, (200,),

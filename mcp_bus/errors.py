@@ -62,6 +62,9 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_condition": (422, "A condition cannot be read"),
     "bad_schema": (422, "A JSON Schema is none"),
     # executions: what is refused, and what a failed step says
+    "execution_running": (409, "The execution has not ended"),
+    "not_rerunnable": (409, "Nobody knows where its answers stand"),
+    "unknown_step": (422, "The workflow has no such step"),
     "execution_ended": (409, "The execution has ended"),
     "execution_ending": (409, "The execution is being undone"),
     "idempotency_conflict": (409, "This key started something else"),

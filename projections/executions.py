@@ -40,6 +40,8 @@ EXECUTIONS_TABLE = Table(
         "output_step": "text",
         "outputs": "json",
         "error": "json",
+        "rerun_of": "text",
+        "rerun_from": "text",
         "started_us": "bigint",
         "ended_us": "bigint",
         "position": "bigint",
@@ -72,6 +74,7 @@ STEPS_TABLE = Table(
         "request_id": "text",
         "request_position": "bigint",
         "response_position": "bigint",
+        "kept_position": "bigint",
         "started_us": "bigint",
         "ended_us": "bigint",
         "position": "bigint",
@@ -145,7 +148,9 @@ class Story:
             execution["started_us"] = command.time_us
             inputs = command.get("inputs")
             given = inputs.get("inputs", {}) if isinstance(inputs, dict) else {}
-            execution["inputs"] = json_text(given)
+            execution["inputs"] = json_text(outputs.get("inputs", given))
+            execution["rerun_of"] = label(outputs.get("rerunOf"))
+            execution["rerun_from"] = label(outputs.get("from"))
             self.started[execution["workflow_id"], command.position] = {
                 "workflow_id": execution["workflow_id"],
                 "started_position": command.position,
@@ -218,13 +223,13 @@ class Story:
             step.update(status="retrying", error=json_text(error_of(fact.get("error"))))
 
     def _step_completed(self, fact: Entry, execution: Row) -> None:
-        """Of a step that waited; an answer says it itself."""
+        """Of a step that waited, or that a rerun keeps; an answer says it itself."""
         if is_id(fact.get("stepId")) and "outputs" in fact.payload:
             step = self._step(execution, fact.get("stepId"), fact)
             outputs = json_text(fact.payload["outputs"])
             begun = step["started_us"] if step["started_us"] is not None else fact.time_us
             step.update(status="completed", outputs=outputs, started_us=begun)
-            step["ended_us"] = fact.time_us
+            step.update(ended_us=fact.time_us, kept_position=_whole(fact.get("kept")) or None)
 
     def _undone(self, fact: Entry, execution: Row) -> None:
         """StepUndone, StepNotUndone."""

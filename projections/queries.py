@@ -43,11 +43,12 @@ WHERE id = $1
 _EXECUTION = """
 SELECT
     e.id, e.workflow_id, e.version, e.status, e.inputs, e.error, e.output_step, e.outputs,
-    e.started_us / 1000 AS started, e.ended_us / 1000 AS ended,
+    e.started_us / 1000 AS started, e.ended_us / 1000 AS ended, e.rerun_of, e.rerun_from,
+    CASE WHEN e.ended_us IS NOT NULL THEN e.position END AS end_position,
     planned.step_id, coalesce(s.agent_id, planned.agent_id) AS agent_id, planned.action,
     coalesce(s.status, 'pending') AS step_status, coalesce(s.attempt, 0) AS attempt,
     s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
-    s.request_position, s.response_position,
+    s.request_position, s.response_position, s.kept_position,
     s.started_us / 1000 AS step_started, s.ended_us / 1000 AS step_ended
 FROM read.executions AS e
 LEFT JOIN read.workflow_steps AS planned
@@ -137,8 +138,11 @@ async def execution(pool: asyncpg.Pool, id: str) -> Json | None:
         "inputs": _value(first["inputs"]),
         "outputs": last[0] if last and first["outputs"] is None else _value(first["outputs"]),
         "error": _value(first["error"]),
+        "rerunOf": first["rerun_of"],
+        "rerunFrom": first["rerun_from"],
         "started": first["started"],
         "ended": first["ended"],
+        "endPosition": first["end_position"],
         "steps": steps,
     }
 
@@ -257,6 +261,7 @@ def _execution_step(row: Any) -> Json:
         "error": _value(row["step_error"]),
         "requestPosition": row["request_position"],
         "responsePosition": row["response_position"],
+        "keptPosition": row["kept_position"],
         "started": row["step_started"],
         "ended": row["step_ended"],
     }

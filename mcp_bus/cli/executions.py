@@ -12,9 +12,6 @@ from mcp_bus.cli import screen
 from mcp_bus.cli.outcome import FAILED, Globals
 from mcp_bus.cli.place import ask, client
 
-# what makes a step of one execution the same as that of another
-COMPARED = ("status", "attempt", "agentId", "inputs", "outputs", "error")
-
 
 @click.group(short_help="List, show, compare and steer executions of workflows.")
 def executions() -> None:
@@ -70,11 +67,37 @@ def resume(given: Globals, execution_id: str) -> None:
 @client
 def signal(given: Globals, execution_id: str, name: str, payload: str) -> None:
     """Send an execution the signal NAME, for which a step waits, or will."""
-    try:
-        body = {"name": name, "payload": json.loads(payload)}
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="--payload") from None
+    body = {"name": name, "payload": parsed(payload, "--payload")}
     _tell(given, execution_id, "signals", body)
+
+
+@executions.command()
+@click.argument("execution_id", metavar="ID")
+@click.option("--from", "step", required=True, metavar="STEP", help="Where to begin again.")
+@click.option("--inputs", help="JSON object to start from instead.")
+@click.option("--step-inputs", help="JSON object to ask the step with instead.")
+@click.option("--version", help="Another version of the workflow.")
+@click.option("--wait", type=float, help="Wait so many seconds for the end.")
+@client
+def rerun(
+    given: Globals,
+    execution_id: str,
+    step: str,
+    inputs: str | None,
+    step_inputs: str | None,
+    version: str | None,
+    wait: float | None,
+) -> None:
+    """Run an execution that has ended again from a step on, as a new one; nobody is asked again for
+    what the steps before gave. Exit code 1 if it is known to have failed."""
+    edited = {
+        "inputs": parsed(inputs, "--inputs"),
+        "stepInputs": parsed(step_inputs, "--step-inputs"),
+        "version": version,
+    }
+    body = {"from": step, **{name: value for name, value in edited.items() if value is not None}}
+    path = f"/executions/{quoted(execution_id)}/rerun"
+    begun(given, ask(given, "POST", path, body, {"wait": wait}))
 
 
 @executions.command()
@@ -82,30 +105,46 @@ def signal(given: Globals, execution_id: str, name: str, payload: str) -> None:
 @click.argument("other", metavar="B")
 @client
 def diff(given: Globals, one: str, other: str) -> None:
-    """Name the first step where two executions part; exit code 1 if there is one."""
-    found = parted(_get(given, one), _get(given, other))
+    """Name what two executions were given otherwise, and the first step where they part; exit code
+    1 if there is anything."""
+    found = ask(given, "GET", f"/executions/{quoted(one)}/diff/{quoted(other)}")
+    inputs, step = found["inputs"], found["step"]
     if given.as_json:
-        screen.as_json({"parts": found})
-    elif found is None:
+        screen.as_json(found)
+    elif inputs is None and step is None:
         click.echo("the same, step by step")
     else:
-        rows = [(name, found["a"].get(name), found["b"].get(name)) for name in found["differ"]]
-        screen.fields(step=found["step"])
-        screen.table(("of the step", one, other), rows)
-    if found is not None:
+        rows = [] if inputs is None else [("inputs", inputs["a"], inputs["b"])]
+        if step is not None:
+            differ = ((f"{step['id']}: {name}", name) for name in step["differ"])
+            rows += [(what, step["a"].get(name), step["b"].get(name)) for what, name in differ]
+        screen.fields(step=step and step["id"])
+        screen.table(("what", one, other), rows)
+    if inputs is not None or step is not None:
         click.get_current_context().exit(FAILED)
 
 
-def parted(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
-    """The first step, in the order of the first execution's definition and then of the other's,
-    in which two executions differ, what differs, and both sides ({} where there is none)."""
-    sides = [{step["id"]: step for step in execution["steps"]} for execution in (one, other)]
-    for id in dict.fromkeys([*sides[0], *sides[1]]):
-        a, b = sides[0].get(id, {}), sides[1].get(id, {})
-        differ = [name for name in COMPARED if a.get(name) != b.get(name)]
-        if differ:
-            return {"step": id, "differ": differ, "a": a, "b": b}
-    return None
+def begun(given: Globals, execution: dict[str, Any], *, watched: bool = False) -> None:
+    """Print an execution that was started, or has ended meanwhile; exit code 1 if it is known to
+    have failed."""
+    if given.as_json:
+        screen.as_json(execution)
+    elif "steps" not in execution:
+        screen.fields(id=execution["executionId"], status=execution["status"])
+    elif watched:
+        ended(execution)
+    else:
+        shown(execution)
+    if execution["status"] in ("failed", "cancelled"):
+        click.get_current_context().exit(FAILED)
+
+
+def parsed(text: str | None, option: str) -> Any:
+    """What an option says in JSON."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint=option) from None
 
 
 def listed(found: list[dict[str, Any]]) -> None:
@@ -121,7 +160,7 @@ def shown(execution: dict[str, Any]) -> None:
     """Print an execution with its steps."""
     ended(execution)
     rows = [
-        (s["id"], s["agentId"], s["action"], s["status"], _took(s), s["requestPosition"])
+        (s["id"], s["agentId"], s["action"], _status(s), _took(s), s["requestPosition"])
         for s in execution["steps"]
     ]
     screen.table(("step", "agent", "action", "status", "ms", "position"), rows)
@@ -129,11 +168,12 @@ def shown(execution: dict[str, Any]) -> None:
 
 def ended(execution: dict[str, Any]) -> None:
     """Print what became of an execution, without its steps."""
-    error = execution["error"]
+    error, of = execution["error"], execution["rerunOf"]
     screen.fields(
         id=execution["id"],
         workflow=f"{execution['workflowId']} (version {execution['version']})",
         status=execution["status"],
+        rerun=f"of {of}, from {execution['rerunFrom']}" if of else None,
         error=f"{error['code']}: {error['message']}" if error else None,
         ms=screen.milliseconds(execution["started"], execution["ended"]),
         outputs=execution["outputs"],
@@ -155,6 +195,10 @@ def _tell(given: Globals, execution_id: str, what: str, body: Any = None) -> Non
     if given.as_json:
         return screen.as_json(said)
     return screen.fields(id=said["executionId"], status=said["status"])
+
+
+def _status(step: dict[str, Any]) -> str:
+    return f"{step['status']} (kept)" if step["keptPosition"] else str(step["status"])
 
 
 def _took(step: dict[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import IO, Any
 
 import click
 
 from mcp_bus.cli import documents, screen
-from mcp_bus.cli.executions import ended, listed, quoted, shown
+from mcp_bus.cli.executions import begun, listed, parsed, quoted
 from mcp_bus.cli.outcome import FAILED, Globals
 from mcp_bus.cli.place import ask, client
 from mcp_bus.cli.watch import until_ended
@@ -85,10 +84,7 @@ def run(given: Globals, which: str, inputs: str, wait: float | None, watch: bool
     Ctrl-C ends the waiting, and not the execution."""
     if watch and wait is not None:
         raise click.UsageError("--watch waits until the end: --wait says nothing besides")
-    try:
-        body = {"inputs": json.loads(inputs)}
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}", param_hint="--inputs") from None
+    body = {"inputs": parsed(inputs, "--inputs")}
     in_file = which == "-" or not is_id(which)
     if in_file:
         file = click.File().convert(which, None, click.get_current_context())
@@ -98,16 +94,7 @@ def run(given: Globals, which: str, inputs: str, wait: float | None, watch: bool
     execution = ask(given, "PUT", path, body, {"wait": wait})
     if watch or (in_file and wait is None):
         execution = until_ended(given, execution["executionId"], shown=watch)
-    if given.as_json:
-        screen.as_json(execution)
-    elif "steps" not in execution:
-        screen.fields(id=execution["executionId"], status=execution["status"])
-    elif watch:
-        ended(execution)
-    else:
-        shown(execution)
-    if execution["status"] in ("failed", "cancelled"):
-        click.get_current_context().exit(FAILED)
+    begun(given, execution, watched=watch)
 
 
 def _given(step: dict[str, Any]) -> Any:

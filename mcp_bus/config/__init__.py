@@ -70,6 +70,7 @@ PAYLOAD_CACHE_BYTES_MAX = 64 * 1024 * 1024
 TOMBSTONE_TTL_MS = 24 * 3600 * 1000
 IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000  # that a start is known by its key, of log time
 STEPS_MAX = 256
+ENVELOPE_BYTES_MAX = 4096  # around a step's inputs
 TIMER_RETRY_MS = 5_000  # a time-out unseen in the log is observed again
 STEP_TIMEOUT_MS = 60_000
 LOAD_MS_MAX = 600_000  # that an unanswered request counts as load of its agent

@@ -152,7 +152,7 @@ def moot(agents: Agents, known: Undecided) -> bool:
     return True
 
 
-def needs(_: Agents, logged: Logged) -> Iterable[int]:
+def needs(_: Agents, logged: Logged, __: Mapping[int, Message]) -> Iterable[int]:
     """The request that is stuck, of an observation that says so."""
     stuck = logged.message.source == subjects.QUEUE
     return (logged.message.payload["requestPosition"],) if stuck else ()

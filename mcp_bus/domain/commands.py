@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mcp_bus import subjects
 from mcp_bus.config import SIGNALS_MAX
-from mcp_bus.domain import roles, schemas, steps
+from mcp_bus.domain import answers, roles, schemas
 from mcp_bus.domain.agents import checked
 from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition, Model
@@ -71,7 +71,7 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
     for step, position in execution.answers.items():
         if position in payloads:
             with contextlib.suppress(BusError):  # of the step by which it fails: it gives nothing
-                given = steps.outputs_of(definition.by_id[step], payloads[position])
+                given = answers.outputs_of(definition.by_id[step], payloads[position])
                 outputs[step] = {"outputs": given}
     signals = {
         position: payloads[position].payload["inputs"].get("payload")
@@ -80,20 +80,20 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
         if position in payloads
     }
     context = {
-        "inputs": start.payload["inputs"].get("inputs", {}),
+        **answers.given_to(start),
         "steps": outputs,
         "signals": signals,
         "execution": {"id": execution.id},
     }
-    return Course(logged, execution, definition, context, state.agents, _held(payloads))
+    return Course(logged, execution, definition, context, state.agents, held_in(payloads))
 
 
-def _held(payloads: Payloads) -> dict[str, str | BusError]:
+def held_in(payloads: Payloads) -> dict[str, str | BusError]:
     """Of the outputs that the log holds of a decision: whom its steps ask, or why nobody."""
     held: dict[str, str | BusError] = {}
     for message in payloads.values():
         if _is_ours(message, "request"):
-            held[steps.asked_for(message)["id"]] = message.target
+            held[answers.asked_for(message)["id"]] = message.target
         elif _is_ours(message, "event"):
             said = message.payload.get("ending", message.payload)
             if said.get("error", {}).get("code") == NOBODY:
@@ -110,7 +110,7 @@ def _version_in(payloads: Payloads) -> str | None:
     """The version of a start of which the log holds a part."""
     for message in payloads.values():
         if _is_ours(message, "request"):
-            return str(steps.asked_for(message)["version"])
+            return str(answers.asked_for(message)["version"])
         if _is_ours(message, "response") and "outputs" in message.payload:
             return str(message.payload["outputs"]["version"])
     return None
@@ -118,10 +118,7 @@ def _version_in(payloads: Payloads) -> str | None:
 
 def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
     name = execution_of(logged)
-    if subjects.is_reserved(name):
-        raise Refused(
-            f"the id {name} is reserved, and would be the execution's", code="reserved_id"
-        )
+    check_name(name)
     roles.principal_of(logged.message).require(roles.WORKFLOWS_EXECUTE)
     wanted: Execute = checked(Execute, inputs)
     workflow = state.known.get(wanted.workflow_id)
@@ -140,16 +137,11 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
         "version": version,
         "status": "running",
     }
-    if name in state.live or name in state.ended:  # a copy, read before the start was decided
-        return [_known(state, logged, name, started, same=True)]
-    once = once_of(logged.message)
-    if once is not None:
-        digest = _digest([wanted.workflow_id, wanted.version, wanted.inputs])
-        known = state.once.get(once)
-        if known is not None:
-            return [_known(state, logged, known.execution, started, same=known.digest == digest)]
-        started["once"] = {"key": once, "digest": digest}
-    _check_inputs(workflow.versions[version], wanted.inputs)
+    same = [wanted.workflow_id, wanted.version, wanted.inputs]
+    known = known_start(state, logged, same, started)
+    if known is not None:
+        return [known]
+    check_inputs(workflow.versions[version], wanted.inputs)
     started["position"] = logged.position
     execution = Execution(name, wanted.workflow_id, version, logged.position)
     course = course_of(state, logged, execution, payloads)
@@ -157,7 +149,7 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
     return [answer(logged, {"outputs": started}), *course.drafts]
 
 
-def _check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
+def check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
     """Refused `bad_inputs` with all that does not fit what the workflow says of its inputs."""
     found = schemas.findings(definition.inputs, inputs, "/inputs") if definition.inputs else []
     if found:
@@ -168,16 +160,40 @@ def _check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
         )
 
 
-def _known(
-    state: Workflows, logged: Logged, execution: str, started: dict[str, Any], *, same: bool
-) -> Draft:
-    """The answer to a start that is repeated."""
-    if not same:
+def check_name(name: str) -> None:
+    """Refused for an execution's name that belongs to the bus."""
+    if subjects.is_reserved(name):
         raise Refused(
-            f"this key started {execution}, with other inputs", code="idempotency_conflict"
+            f"the id {name} is reserved, and would be the execution's", code="reserved_id"
         )
-    status = "running" if execution in state.live else "ended"
-    return answer(logged, {"outputs": {**started, "executionId": execution, "status": status}})
+
+
+def known_start(
+    state: Workflows, logged: Logged, wanted: list[Any], started: dict[str, Any]
+) -> Draft | None:
+    """The answer to a start that is repeated: a copy that was read before the start was decided, or
+    by its key. None for a new one, whose record then holds the key; Refused for another start with
+    this key."""
+    name: str = started["executionId"]
+    once = once_of(logged.message)
+    if name in state.live or name in state.ended:
+        return _known(state, logged, name, started)
+    if once is None:
+        return None
+    digest, known = _digest(wanted), state.once.get(once)
+    if known is None:
+        started["once"] = {"key": once, "digest": digest}
+        return None
+    if known.digest != digest:
+        raise Refused(
+            f"this key started {known.execution}, with other inputs", code="idempotency_conflict"
+        )
+    return _known(state, logged, known.execution, started)
+
+
+def _known(state: Workflows, logged: Logged, name: str, started: dict[str, Any]) -> Draft:
+    status = "running" if name in state.live else "ended"
+    return answer(logged, {"outputs": {**started, "executionId": name, "status": status}})
 
 
 def _cancel(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:

@@ -99,8 +99,9 @@ class Decider(Generic[S]):
     accept: Callable[[S, Logged], Key | None]
     # reads an own output whose decision, about this input, is whole in the log
     settle: Callable[[S, Logged, Undecided], None]
-    # positions of the messages that deciding an input needs, besides the input
-    needs: Callable[[S, Logged], Iterable[int]]
+    # positions of the messages that deciding an input needs, besides the input; asked again with
+    # what they are, because one may name others
+    needs: Callable[[S, Logged, Mapping[int, Message]], Iterable[int]]
     # whether nothing follows from an input that is to be decided next; it is not asked for again
     moot: Callable[[S, Undecided], bool]
     # what to publish, something always. The messages are those that it needs, and the outputs of
@@ -187,6 +188,10 @@ class Fold(Generic[S]):
         """Every input that may be decided now, by position."""
         return sorted(queue[0] for queue in self._queues.values())
 
+    def lacks(self, logged: Logged, found: Mapping[int, Message]) -> list[int]:
+        """The positions of messages that deciding an input needs and that are not found yet."""
+        return sorted(set(self.decider.needs(self.state, logged, found)) - found.keys())
+
     def decide(self, logged: Logged, payloads: Mapping[int, Message], now: int) -> list[Message]:
         """The outputs of an input's decision that the log lacks; `now` is what they claim."""
         known = self.undecided[logged.position]
@@ -213,6 +218,13 @@ class Fold(Generic[S]):
         if known.parts and not _agrees(drafts, known):
             drafts = [drafts[0]] * known.count
         return self._lacking(known, self._rendered(position, drafts, now))
+
+    def refuse(self, position: int, message: Message, error: BusError, now: int) -> list[Message]:
+        """The output where a command cannot be decided now; nothing of its decision is in the
+        log."""
+        known = self.undecided[position]
+        draft = refusal(Logged(position, known.time, message), error)
+        return self._rendered(position, [draft], now)
 
     def due(self, time: int) -> list[Message]:
         """The observations that are due at a log time, as messages of the clock.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.definitions import Definition
 from mcp_bus.domain.frozen import Kept
 from mcp_bus.domain.workflows import Workflow
@@ -34,6 +35,17 @@ class Request:
         if self.heartbeat_ms is None:
             return self.deadline
         return min(self.deadline, self.heard + self.heartbeat_ms)
+
+    def cancel(self, logged: Logged, execution: str) -> Draft:
+        """What tells the agent, by an input, that nobody waits for its answer any more."""
+        return Draft(
+            "event",
+            self.agent,
+            {"event": "Cancel", "requestId": self.message_id},
+            execution,
+            causation_id=self.message_id,
+            traceparent=logged.message.metadata.traceparent,
+        )
 
 
 @dataclass(slots=True)
@@ -62,11 +74,12 @@ class Execution:
     id: str
     workflow: str
     version: str
-    start: int  # position of its command
+    start: int  # position of what holds its inputs: its command, or the record of a rerun
     requests: dict[str, Request] = field(default_factory=dict)  # by message id
     waits: dict[str, Waiting] = field(default_factory=dict)  # by the id of the fact
     answers: dict[str, int] = field(default_factory=dict)  # step -> position of its outputs
     skipped: dict[str, None] = field(default_factory=dict)
+    kept: dict[str, None] = field(default_factory=dict)  # answered in the execution that it reruns
     attempts: dict[str, int] = field(default_factory=dict)  # of steps that are asked again
     signals: dict[str, list[int]] = field(default_factory=dict)  # not waited for yet, by name
     paused: bool = False

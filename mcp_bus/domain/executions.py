@@ -18,7 +18,7 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.config import IDEMPOTENCY_TTL_MS, TIMER_RETRY_MS, TOMBSTONE_TTL_MS
-from mcp_bus.domain import agents, commands, steps
+from mcp_bus.domain import agents, answers, commands, reruns
 from mcp_bus.domain.agents import command_of
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
 from mcp_bus.domain.ends import ENDS
@@ -60,7 +60,7 @@ def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
     if message.kind == "response":
         started = message.payload.get("outputs") if isinstance(message.payload, dict) else None
         if isinstance(started, dict) and "position" in started:
-            _started(state, started, logged.time)
+            _started(state, started, logged)
     elif message.kind == "request":
         state.agents.load.read(logged)
         _asked(state, logged)
@@ -83,22 +83,24 @@ def moot(state: Workflows, known: Undecided) -> bool:
     return True
 
 
-def needs(state: Workflows, logged: Logged) -> Iterable[int]:
-    """The command that started an execution, and the outputs and signals that its further steps
-    and its end name."""
+def needs(state: Workflows, logged: Logged, found: Mapping[int, Message]) -> Iterable[int]:
+    """The record of an execution's start, and the outputs and signals that its further steps and
+    its end name."""
+    if _action_of(logged.message) == RERUN:
+        return reruns.needs(state, logged, found)
     execution = state.live.get(_execution_of(logged.message))
     if execution is None:
         return ()
     definition = state.definition(execution)
     ahead = [s for s in definition.steps if s.id not in execution.answers]
     named = definition.named.union(*(step.named for step in ahead))
-    found = {execution.start, *(p for step, p in execution.answers.items() if step in named)}
+    wanted = {execution.start, *(p for step, p in execution.answers.items() if step in named)}
     if logged.message.kind == "request":  # it may end the execution, which gives what came last
-        found.update(list(execution.answers.values())[-1:])
+        wanted.update(list(execution.answers.values())[-1:])
     for step in ahead:
         if step.wait is not None and step.wait.signal is not None:
-            found.update(execution.signals.get(step.wait.signal, ()))
-    return found
+            wanted.update(execution.signals.get(step.wait.signal, ()))
+    return wanted
 
 
 def oldest(state: Workflows, _: Iterable[Key]) -> int | None:
@@ -111,8 +113,8 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
     message = logged.message
     if message.kind == "request":
         try:
-            action, inputs = command_of(message, commands.COMMANDS)
-            return commands.COMMANDS[action](state, logged, inputs, payloads)
+            action, inputs = command_of(message, COMMANDS)
+            return COMMANDS[action](state, logged, inputs, payloads)
         except BusError as error:
             return [refusal(logged, error)]
     execution, ended = state.live[_execution_of(message)], state.ends[logged.position]
@@ -160,10 +162,9 @@ def next_due(state: Workflows) -> int | None:
 
 def _command_key(state: Workflows, logged: Logged) -> Key | None:
     """A command's key; None for a start that is known already: a copy beyond the window."""
-    payload = logged.message.payload
-    action = payload.get("action") if isinstance(payload, dict) else None
+    payload, action = logged.message.payload, _action_of(logged.message)
     inputs = payload.get("inputs") if isinstance(payload, dict) else None
-    if action == "execute":
+    if action in STARTS:
         once = commands.once_of(logged.message)
         if once is not None:
             return ("once", once)
@@ -174,6 +175,12 @@ def _command_key(state: Workflows, logged: Logged) -> Key | None:
     what, name = (EXECUTION, "executionId") if on_execution else ("workflow", "id")
     named = inputs.get(name) if isinstance(inputs, dict) else None
     return (what, named) if isinstance(named, str) else ("position", str(logged.position))
+
+
+def _action_of(message: Message) -> object:
+    """What a command wants to be done; None for what is none."""
+    is_command = message.kind == "request" and isinstance(message.payload, dict)
+    return message.payload.get("action") if is_command else None
 
 
 def _execution_of(message: Message) -> str:
@@ -200,7 +207,7 @@ def _answered(state: Workflows, logged: Logged) -> Key | None:
     if len(fitting) != 1 or not (by_registry or message.source == fitting[0].agent):
         return None
     fitting[0].closed = True
-    answered = steps.is_outputs(message.payload)
+    answered = answers.is_outputs(message.payload)
     state.ends[logged.position] = Ended(fitting[0].message_id, answered)
     return (EXECUTION, execution.id)
 
@@ -236,9 +243,11 @@ def _heard(state: Workflows, logged: Logged) -> None:
 # --- reading what was decided -----------------------------------------------------------------
 
 
-def _started(state: Workflows, started: Mapping[str, Any], time: int) -> None:
-    names = ("executionId", "workflowId", "version", "position")
-    execution = Execution(*(started[name] for name in names))
+def _started(state: Workflows, started: Mapping[str, Any], logged: Logged) -> None:
+    # a rerun's inputs stand in this record itself, else in the command
+    start = logged.position if "rerunOf" in started else started["position"]
+    execution = Execution(started["executionId"], started["workflowId"], started["version"], start)
+    time = logged.time
     state.live[execution.id] = execution
     once = started.get("once")
     if once is not None:
@@ -249,7 +258,7 @@ def _started(state: Workflows, started: Mapping[str, Any], time: int) -> None:
 
 def _asked(state: Workflows, logged: Logged) -> None:
     message = logged.message
-    about = steps.asked_for(message)
+    about = answers.asked_for(message)
     execution = state.live.get(message.metadata.correlation_id)
     if execution is None:
         return  # DecisionFailed stands where its start should
@@ -291,6 +300,8 @@ def _completed(_: Workflows, execution: Execution, logged: Logged) -> None:
     if "outputs" in said:
         _end_wait(execution, said["stepId"])
         execution.answers[said["stepId"]] = logged.position
+        if "kept" in said:
+            execution.kept[said["stepId"]] = None
         for held in execution.signals.values():
             if said.get("signal") in held:
                 held.remove(said["signal"])
@@ -346,6 +357,9 @@ def _revised(state: Workflows, logged: Logged) -> None:
     fact_of(logged.message, logged.time).mutate(state.known[logged.message.target])
 
 
+RERUN = "rerun"
+STARTS = ("execute", RERUN)
+COMMANDS: dict[str, commands.Command] = {**commands.COMMANDS, RERUN: reruns.rerun}
 FACTS = {
     "WorkflowDefined": _defined,
     "WorkflowRevised": _revised,

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import MESSAGE_BYTES_MAX
+from mcp_bus.config import ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
 from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.answers import given, is_outputs
 from mcp_bus.domain.decider import Draft, Logged, event
 from mcp_bus.domain.definitions import Asking, Definition, Step, Wait
 from mcp_bus.domain.ends import CANCELLED, COMPLETED, FAILED
@@ -22,16 +23,14 @@ from mcp_bus.domain.outstanding import LOST
 from mcp_bus.domain.references import resolve
 from mcp_bus.domain.waits import delay_ms, moment_of
 from mcp_bus.errors import BusError, Refused
-from mcp_bus.messages import Message, dumps, is_error
-
-# what an envelope around a step's inputs takes at most
-ENVELOPE_BYTES_MAX = 4096
+from mcp_bus.messages import dumps, is_error
 
 
 class Course:
     """One decision about one execution, which it leaves as it is; `drafts` is what follows.
 
-    `context`: what references are resolved against, {"inputs", "steps": {id: {"outputs"}}}.
+    `context`: what references are resolved against, {"inputs", "steps": {id: {"outputs"}}}; and by
+    step, {"edited"}, what is asked as it stands.
     `held`: whom a step's request asks, or why it asks nobody, where the log holds that of this
     decision already.
     """
@@ -51,8 +50,9 @@ class Course:
         self._definition = definition
         self._context = context
         self._agents = agents
-        self._ended = {*execution.answers, *execution.skipped}
-        self._done = list(execution.answers)  # in the order of their completion
+        self._answers = dict(execution.answers)  # step -> where what ended it stands
+        self._skipped = list(execution.skipped)
+        self._ended = {*self._answers, *self._skipped}
         self._busy = execution.busy()
         self._paused = execution.paused
         self._signals = {name: list(held) for name, held in execution.signals.items()}
@@ -71,6 +71,14 @@ class Course:
 
     def begin(self) -> None:
         """The execution has just been started."""
+        self._advance()
+
+    def begin_again(self, kept: Mapping[str, Any]) -> None:
+        """The execution is a rerun, and keeps these results and what was skipped."""
+        for step in self._skipped:
+            self._say("StepSkipped", stepId=step)
+        for step, result in kept.items():
+            self._say("StepCompleted", stepId=step, outputs=result, kept=self._answers[step])
         self._advance()
 
     def answered(self, request: Request) -> None:
@@ -99,7 +107,7 @@ class Course:
                 )
         except BusError as error:
             return self._failed(step, request.attempt, error)
-        self._has_ended(step)
+        self._has_ended(step, self._logged.position)
         self._advance()
         if not self.drafts:
             self._say("StepCompleted", stepId=step.id)
@@ -162,15 +170,16 @@ class Course:
 
     def _waited_for(self, step: Step, outputs: Any, **more: Any) -> None:
         """A wait is over; its outputs are what the signal brought."""
-        self._has_ended(step)
+        self._has_ended(step, more.get("signal", self._logged.position))
         self._context["steps"][step.id] = {"outputs": outputs}
         self._last = outputs
         self._say("StepCompleted", stepId=step.id, outputs=outputs, **more)
 
-    def _has_ended(self, step: Step) -> None:
+    def _has_ended(self, step: Step, position: int) -> None:
+        """What is at a position ended a step; see result_of."""
         self._busy.discard(step.id)
         self._ended.add(step.id)
-        self._done.append(step.id)
+        self._answers[step.id] = position
 
     def _advance(self) -> None:
         """Begin what is ready, skip what is to be skipped, and complete when all has ended."""
@@ -198,6 +207,7 @@ class Course:
             return False
         if not holds:
             self._ended.add(step.id)
+            self._skipped.append(step.id)
             self._say("StepSkipped", stepId=step.id, **self._operands(step))
             if step.on_skip == "fail":
                 detail = f"the pre-condition of {step.id} does not hold: {dumps(step.pre).decode()}"
@@ -232,7 +242,8 @@ class Course:
     def _ask(self, step: Step, asked: Asking, attempt: int, **more: Any) -> None:
         """The request of a step, or of what undoes it; raises BusError where none can be made."""
         target, needed = asked.agent_id, subjects.capability_in(asked.agent_id)
-        inputs = resolve(asked.inputs, self._context)
+        edited = self._context["edited"] if asked is step.asking else {}
+        inputs = edited[step.id] if step.id in edited else resolve(asked.inputs, self._context)
         size = len(dumps(inputs))
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
@@ -310,7 +321,7 @@ class Course:
         except BusError as error:
             return self._end(self._failure(self._definition.steps[-1], error, "engine"))
         self._over = True
-        return self._fact(said)
+        return self._finish(said)
 
     def _end(self, fact: dict[str, Any]) -> None:
         """Call back what is under way, undo what was done, and say how it ended."""
@@ -319,9 +330,9 @@ class Course:
         for request in self._execution.requests.values():
             if request.step in self._busy:
                 self._cancel(request)
-        done = [id for id in self._done if self._definition.by_id[id].compensate]
+        done = [id for id in self._answers if self._is_undone(id)]
         if not done:
-            return self._fact(fact)
+            return self._finish(fact)
         self._say("ExecutionCompensating", steps=done[::-1], ending=fact)
         return self._undo(done[::-1], fact)
 
@@ -345,22 +356,26 @@ class Course:
                     return self._ask(step, step.compensate, 1, undoes=True)
             except BusError as error:
                 self._say_undone(id, {"error": error.as_json()})
-        return self._fact(ending)
+        return self._finish(ending)
+
+    def _is_undone(self, step: str) -> bool:
+        """Whether what a step did is undone at the end; what was kept is another execution's."""
+        compensate = self._definition.by_id[step].compensate
+        return compensate is not None and step not in self._execution.kept
+
+    def _finish(self, fact: dict[str, Any]) -> None:
+        """The fact that ends it; it says what a rerun finds where."""
+        undone = fact["event"] != COMPLETED
+        gone = {step for step in self._answers if undone and self._is_undone(step)}
+        gone.add(fact.get("stepId", ""))
+        answers = {step: at for step, at in self._answers.items() if step not in gone}
+        skipped = [step for step in self._skipped if step not in gone]
+        start = self._execution.start
+        self._fact({**fact, "start": start, "answers": answers, "skipped": skipped})
 
     def _cancel(self, request: Request) -> None:
         """Tell an agent that nobody waits for its answer any more."""
-        cause = self._logged.message.metadata
-        payload = {"event": "Cancel", "requestId": request.message_id}
-        self._cancels.append(
-            Draft(
-                "event",
-                request.agent,
-                payload,
-                self._execution.id,
-                causation_id=request.message_id,
-                traceparent=cause.traceparent,
-            )
-        )
+        self._cancels.append(request.cancel(self._logged, self._execution.id))
 
     # --- saying
 
@@ -375,24 +390,3 @@ class Course:
         name = self._execution.id
         said = event(self._logged, name, dict(payload))
         self._facts.append(replace(said, correlation_id=name))
-
-
-def asked_for(request: Message) -> dict[str, Any]:
-    """Which step a request of the engine is for: {workflowId, version, id, attempt, …}."""
-    about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
-    return about
-
-
-def is_outputs(payload: object) -> bool:
-    """Whether an answer's payload carries outputs."""
-    return isinstance(payload, dict) and "outputs" in payload
-
-
-def outputs_of(step: Step, ended: Message) -> Any:
-    """What a step gives to others: of its agent's answer, or of the fact that it has waited."""
-    return given(step, ended.payload["outputs"])
-
-
-def given(step: Step, result: Any) -> Any:
-    """What a step gives of its result."""
-    return resolve(step.gives, {"result": result}) if step.gives else result

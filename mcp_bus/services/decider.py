@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -29,6 +28,7 @@ from mcp_bus.runtime import Runtime
 from mcp_bus.services import snapshots
 from mcp_bus.services.damage import WHAT_TO_DO
 from mcp_bus.services.history import History, refused
+from mcp_bus.services.messages import Lost, MessageCache
 from mcp_bus.services.snapshots import Keeper
 
 S = TypeVar("S")
@@ -289,13 +289,26 @@ class Session(Generic[S]):
         try:
             message = await self._messages.get(position)
             logged = Logged(position, fold.undecided[position].time, message)
-            needs = fold.decider.needs(fold.state, logged)
-            outputs = fold.decide(logged, {p: await self._messages.get(p) for p in needs}, now_ms())
+            outputs = fold.decide(logged, await self._needed(logged), now_ms())
         except Lost as error:
             logger.error("cannot decide", position=position, reason=str(error))
             outputs = fold.fail(position, message, error, now_ms())
+        except Unavailable as error:
+            if error.code != "store_unavailable" or fold.undecided[position].parts:
+                raise
+            if message is None or message.kind != "request":
+                raise  # who asked can be told to come again; all else waits for the event store
+            outputs = fold.refuse(position, message, error, now_ms())
         self._inflight[position] = _now()
         return outputs
+
+    async def _needed(self, logged: Logged) -> dict[int, Message]:
+        """What deciding an input needs besides it."""
+        found: dict[int, Message] = {}
+        while lacking := self._fold.lacks(logged, found):
+            for position in lacking:
+                found[position] = await self._messages.get(position)
+        return found
 
     # --- time
 
@@ -316,57 +329,6 @@ class Session(Generic[S]):
         """The log's time now, as far as it can be known here: never behind what was read, and
         as late as it counts."""
         return max(_monotonic_ms() + self._clock_ahead, now_ms()) + self._fold.ahead
-
-
-class Lost(Exception):
-    """A message that the log does not give, however often it is asked."""
-
-
-class MessageCache:
-    """Messages by position: those just read from memory, older ones from the log, and what the
-    log does not hold any more from the event store."""
-
-    def __init__(self, log: Log, history: History) -> None:
-        self._log = log
-        self._history = history
-        self._kept: OrderedDict[int, Message] = OrderedDict()
-        self._bytes = 0
-
-    def keep(self, position: int, message: Message) -> None:
-        self._kept[position] = message
-        self._bytes += len(message.encode())
-        while (
-            len(self._kept) > config.PAYLOAD_CACHE_MESSAGES_MAX
-            or self._bytes > config.PAYLOAD_CACHE_BYTES_MAX
-        ):
-            _, forgotten = self._kept.popitem(last=False)
-            self._bytes -= len(forgotten.encode())
-
-    async def get(self, position: int) -> Message:
-        """The message at a position; Unavailable when nobody answers, else Lost."""
-        known = self._kept.get(position)
-        if known is not None:
-            return known
-        for tries in range(1, config.PAYLOAD_TRIES_MAX + 1):
-            record = await self._log.get(position)
-            if record is not None:
-                message = self._read(record)
-                self.keep(position, message)
-                return message
-            if tries < config.PAYLOAD_TRIES_MAX:
-                await asyncio.sleep(config.PAYLOAD_AGAIN_S * tries)
-        recorded = await self._history.message(position)
-        if recorded is None:
-            raise Lost(f"the log has no message at {position}")
-        self.keep(position, recorded)
-        return recorded
-
-    @staticmethod
-    def _read(record: Record) -> Message:
-        try:
-            return parse(record.data, record.subject)
-        except MessageError as error:
-            raise Lost(f"the log has no message at {record.position} any more: {error}") from None
 
 
 def _now() -> float:

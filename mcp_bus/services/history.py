@@ -72,12 +72,13 @@ class History:
         logger.info("folded the history of the event store", position=until)
 
     async def message(self, position: int) -> Message | None:
-        """The message that stood at a position, None if nobody recorded it; raises Unavailable."""
+        """The message that stood at a position, None if nobody recorded it, or as none; raises
+        Unavailable."""
         if self._runtime.settings.postgres is None:
             return None
         async with self._connection() as connection:
-            past = await gaps.at(connection, position)
-        return None if past is None else Message.read(past.raw)
+            past = await gaps.history(connection, position - 1, position, 1, RECORD_BATCH_BYTES_MAX)
+        return Message.read(past[0].raw) if past else None
 
     @staticmethod
     async def _reaches(connection: Connection, info: LogInfo) -> None:

@@ -10,6 +10,8 @@ CREATE TABLE executions (
     output_step text,                       -- the last step that completed: its outputs are ours
     outputs     json,                       -- where the engine named them
     error       json,                       -- {code, message, retryable, details}
+    rerun_of    text,                       -- the execution whose answers it keeps
+    rerun_from  text,                       -- the step at which it began again
     started_us  bigint NOT NULL,            -- log time of the command, Unix µs
     ended_us    bigint,
     position    bigint NOT NULL             -- also moved by each of its steps
@@ -40,6 +42,7 @@ CREATE TABLE execution_steps (
     request_id        text,
     request_position  bigint,
     response_position bigint,
+    kept_position     bigint,               -- of what ended it in the execution that was run again
     started_us        bigint,
     ended_us          bigint,
     position          bigint NOT NULL,

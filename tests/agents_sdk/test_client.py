@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents_sdk import BusError, connect
-from agents_sdk.client import find
+from agents_sdk.place import find
 from mcp_bus import log
 from mcp_bus.embedded import ports
 from mcp_bus.messages import Message, parse

@@ -59,6 +59,20 @@ async def test_a_workflow_that_fails_says_how(client: Bus) -> None:
     assert unknown.value.code == "unknown_workflow"
 
 
+async def test_an_execution_is_run_again(client: Bus) -> None:
+    """From the step that failed, with other inputs for it; and what it gives is waited for."""
+    with pytest.raises(BusError) as failed:
+        await client.run_workflow("fails")
+    execution = failed.value.details["executionId"]
+    assert await client.rerun(execution, "a", step_inputs={"n": 1}) == {"result": 2}
+    with pytest.raises(BusError) as again:
+        await client.rerun(execution, "a")
+    assert (again.value.code, again.value.details["stepId"]) == ("negative", "a")
+    with pytest.raises(BusError) as unknown:
+        await client.rerun("nobody", "a")
+    assert unknown.value.code == "unknown_execution"
+
+
 async def test_who_may_not_listen_starts_nothing(client: Bus, mcp_bus_started: Started) -> None:
     """`forbidden`, with another way to go."""
     url, token = mcp_bus_started.bus.nats_url, mcp_bus_started.token("deaf")

@@ -145,6 +145,10 @@ def test_an_execution_is_steered_by_hand(folder: Path, tmp_path: Path) -> None:
     assert (differs.returncode, differs.stdout.splitlines()[0]) == (1, "step  approve")
     assert answer(folder, "executions", "cancel", one)["status"] == "cancelled"
     assert answer(folder, "executions", "show", one)["status"] == "cancelled"
+    again = answer(folder, "executions", "rerun", one, "--from", "rest", "--step-inputs", "{}")
+    kept = run(folder, "executions", "show", again["executionId"]).stdout
+    assert f"of {one}, from rest" in kept
+    assert "completed (kept)" in kept
     late = run(folder, "executions", "signal", one, "go")
     assert (late.returncode, late.stderr) == (1, f"mcp-bus: {one} has ended\n")
     assert run(folder, "executions", "signal", other, "go", "--payload", "{").returncode == 2

@@ -27,6 +27,12 @@ class Bus:
         self._asker = Asker(services, SOURCE, services.answers)
 
     async def command(self, target: str, action: str, inputs: Any) -> dict[str, Any]:
+        """The payload of the answer to a command that is not refused."""
+        answer = await self.ask(target, action, inputs)
+        assert "outputs" in answer, answer
+        return answer
+
+    async def ask(self, target: str, action: str, inputs: Any) -> dict[str, Any]:
         """The payload of the answer to a command."""
         message = Message.build(
             "request",
@@ -37,7 +43,6 @@ class Bus:
             reply_to=self._asker.instance,
         )
         answer: dict[str, Any] = (await self._asker.ask(message, WAIT_S)).message.payload
-        assert "outputs" in answer, answer
         return answer
 
     async def defined(self) -> None:

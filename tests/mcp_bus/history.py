@@ -54,8 +54,10 @@ class History:
     def decide(self, fold: Fold[Any], position: int) -> list[Message]:
         """What a fold would publish for an input."""
         logged = self.log[position - 1]
-        needed = {p: self.log[p - 1].message for p in fold.decider.needs(fold.state, logged)}
-        return fold.decide(logged, needed, self.time)
+        found: dict[int, Message] = {}
+        while lacking := fold.lacks(logged, found):
+            found |= {position: self.log[position - 1].message for position in lacking}
+        return fold.decide(logged, found, self.time)
 
     def decided(self) -> tuple[int, list[Message]]:
         """A start of the workflow `w` that is decided and not published: where it stands, and what

@@ -10,7 +10,7 @@ import pytest
 
 from mcp_bus.config import CEL_CHARS_MAX, CEL_ITEMS_MAX
 from mcp_bus.domain import cel, conditions
-from mcp_bus.domain.steps import asked_for
+from mcp_bus.domain.answers import asked_for
 from mcp_bus.errors import Refused
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, errors_of, step, workflow

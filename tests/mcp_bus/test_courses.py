@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mcp_bus.domain.answers import asked_for
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
-from mcp_bus.domain.steps import asked_for
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import History, agent, errors_of, step, workflow
 

@@ -92,7 +92,15 @@ def test_a_workflow_runs_step_by_step_in_one_conversation() -> None:
     messages = [logged.message for logged in history.log[before:]]
     assert len(messages) == 9
     assert {m.metadata.correlation_id for m in messages} == {execution}
-    assert ending(history) == {"event": "ExecutionCompleted", "workflowId": "w", "version": "1"}
+    start_at, *answered = (before + n for n in (1, 4, 6, 8))
+    assert ending(history) == {
+        "event": "ExecutionCompleted",
+        "workflowId": "w",
+        "version": "1",
+        "start": start_at,
+        "answers": dict(zip("abc", answered, strict=True)),
+        "skipped": [],
+    }
     assert history.folds[1].state.live == {}
 
 

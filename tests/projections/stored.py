@@ -127,6 +127,9 @@ def eventful() -> History:
         history.command("registry", "revoke", {"id": revoked, "reason": "seen elsewhere"})
     back = {**agent("echo", "echo", "shout"), "capabilities": offers}
     history.command("registry", "register", back)
+    failed = next(at for at in history.log if "postcondition_failed" in str(at.message.payload))
+    again = {"executionId": failed.message.target, "from": "c", "at": failed.position}
+    assert "outputs" in history.command("workflows", "rerun", again)
     return history
 
 

@@ -56,6 +56,7 @@ async def test_an_execution_is_told_step_by_step(
             "error": None,
             "requestPosition": request.position,
             "responsePosition": None,
+            "keptPosition": None,
             "started": request.time,
             "ended": None,
         },
@@ -84,8 +85,11 @@ async def test_an_execution_is_told_step_by_step(
         "inputs": {"n": 1},
         "outputs": {"n": 2},
         "error": None,
+        "rerunOf": None,
+        "rerunFrom": None,
         "started": command.time,
         "ended": history.log[-1].time,
+        "endPosition": history.log[-1].position,
     }
     assert await queries.execution(pool, "unknown") is None
 
@@ -199,7 +203,7 @@ async def test_usage_counts_messages_and_executions(
     assert found["executions"] == [
         {"workflowId": "w", "status": "completed", "count": 1},
         {"workflowId": "w", "status": "failed", "count": 5},
-        {"workflowId": "w", "status": "running", "count": 1},
+        {"workflowId": "w", "status": "running", "count": 2},
     ]
 
 

@@ -103,7 +103,7 @@ async def test_readers_never_fail_meanwhile(
             assert len((await discover(pool, Wanted(status=None)))["agents"]) == 2
             found = await queries.workflow(pool, "w")
             assert found is not None
-            assert len(found["executions"]) == 7
+            assert len(found["executions"]) == 8
             assert (await queries.performance(pool, 0, 10**13))["rows"]
             asked += 1
         return asked
@@ -112,7 +112,7 @@ async def test_readers_never_fail_meanwhile(
         reader = await asyncpg.connect(postgres.reader)
         asked = 0
         while not finished.is_set():
-            assert await reader.fetchval("SELECT count(*) FROM read.executions") == 7
+            assert await reader.fetchval("SELECT count(*) FROM read.executions") == 8
             asked += 1
         await reader.close()
         return asked

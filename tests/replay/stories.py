@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mcp_bus.domain.steps import asked_for
+from mcp_bus.domain.answers import asked_for
 from mcp_bus.messages import Message
 from tests.mcp_bus.history import ADMIN, History, agent, step, workflow
 

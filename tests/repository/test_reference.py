@@ -18,9 +18,9 @@ from mcp_bus.cli import main
 from mcp_bus.config import PREFIX, Settings
 from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
-from mcp_bus.domain.commands import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.definitions import Asking, Definition, Retry, Step, StepConditions, Wait
+from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.domain.roles import Principal
 from mcp_bus.errors import CODES

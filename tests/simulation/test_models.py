@@ -251,7 +251,7 @@ async def _recorded(connection: Any, history: list[Stored]) -> list[Any]:
     return [tables, checkpoints, await build.outdated(connection)]
 
 
-async def _keys(history: list[Stored], table: str) -> list[str]:
+async def _keys(history: list[Stored], table: str) -> list[Any]:
     """Whatever may be a first key."""
     if table == "analytics":
         return ["usage", "performance", "errors"]

@@ -1,0 +1,65 @@
+"""The messages that a decision needs, by position: from memory, the log, or the event store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from mcp_bus import config
+from mcp_bus.errors import MessageError
+from mcp_bus.log import Log, Record
+from mcp_bus.messages import Message, parse
+from mcp_bus.services.history import History
+
+
+class Lost(Exception):
+    """A message that the log does not give, however often it is asked."""
+
+
+class MessageCache:
+    """Messages by position: those just read from memory, older ones from the log, and what the
+    log does not hold any more from the event store."""
+
+    def __init__(self, log: Log, history: History) -> None:
+        self._log = log
+        self._history = history
+        self._kept: OrderedDict[int, Message] = OrderedDict()
+        self._bytes = 0
+
+    def keep(self, position: int, message: Message) -> None:
+        self._kept[position] = message
+        self._bytes += len(message.encode())
+        while (
+            len(self._kept) > config.PAYLOAD_CACHE_MESSAGES_MAX
+            or self._bytes > config.PAYLOAD_CACHE_BYTES_MAX
+        ):
+            _, forgotten = self._kept.popitem(last=False)
+            self._bytes -= len(forgotten.encode())
+
+    async def get(self, position: int) -> Message:
+        """The message at a position; Unavailable when nobody answers, else Lost."""
+        known = self._kept.get(position)
+        if known is not None:
+            return known
+        for tries in range(1, config.PAYLOAD_TRIES_MAX + 1):
+            record = await self._log.get(position)
+            if record is not None:
+                message = self._read(record)
+                self.keep(position, message)
+                return message
+            if position < (await self._log.info()).first:
+                break
+            if tries < config.PAYLOAD_TRIES_MAX:
+                await asyncio.sleep(config.PAYLOAD_AGAIN_S * tries)
+        recorded = await self._history.message(position)
+        if recorded is None:
+            raise Lost(f"the log has no message at {position}")
+        self.keep(position, recorded)
+        return recorded
+
+    @staticmethod
+    def _read(record: Record) -> Message:
+        try:
+            return parse(record.data, record.subject)
+        except MessageError as error:
+            raise Lost(f"the log has no message at {record.position} any more: {error}") from None
