@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway import (
     agents,
     analytics,
+    dead_letters,
     executions,
     health,
     quarantine,
@@ -62,6 +63,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/quarantine", quarantine.listed, HISTORY_READ, (200,),
           query=executions.Page),
     Route("GET", "/quarantine/{position}", quarantine.show, HISTORY_READ, (200,)),
+    Route("GET", "/dead-letters", dead_letters.listed, HISTORY_READ, (200,),
+          query=executions.Page),
+    Route("GET", "/dead-letters/{position}", dead_letters.show, HISTORY_READ, (200,)),
+    Route("POST", "/dead-letters/{position}/redrive", dead_letters.redrive, WORKFLOWS_EXECUTE,
+          (202,), body=dead_letters.RedriveBody),
     # analytics
     Route("GET", "/analytics/performance", analytics.performance, ANALYTICS_READ, (200,),
           query=analytics.Period),

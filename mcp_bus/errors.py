@@ -63,6 +63,7 @@ CODES: dict[str, tuple[int, str]] = {
     "bad_schema": (422, "A JSON Schema is none"),
     # executions: what is refused, and what a failed step says
     "execution_running": (409, "The execution has not ended"),
+    "already_redriven": (409, "It was sent anew already"),
     "not_rerunnable": (409, "Nobody knows where its answers stand"),
     "unknown_step": (422, "The workflow has no such step"),
     "execution_ended": (409, "The execution has ended"),

@@ -13,6 +13,7 @@ import asyncpg
 from mcp_bus.store import event_store
 from projections.agents import AGENTS
 from projections.analytics import ANALYTICS
+from projections.dead_letters import DEAD_LETTERS
 from projections.executions import EXECUTIONS
 from projections.projection import Batch, Changes, Projection
 from projections.workflows import WORKFLOWS
@@ -22,6 +23,7 @@ PROJECTIONS: tuple[Projection, ...] = (
     WORKFLOWS,  # workflows, workflow_steps
     EXECUTIONS,  # executions, workflow_executions, execution_steps
     ANALYTICS,  # analytics
+    DEAD_LETTERS,  # dead_letters, redrives
 )
 TABLES = tuple(table.name for projection in PROJECTIONS for table in projection.tables)
 

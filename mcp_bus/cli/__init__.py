@@ -15,6 +15,7 @@ from mcp_bus import __version__
 from mcp_bus.cli.adapter import adapter
 from mcp_bus.cli.agents import agents
 from mcp_bus.cli.backup import backup, restore
+from mcp_bus.cli.dead_letters import dead_letters
 from mcp_bus.cli.demo import demo
 from mcp_bus.cli.executions import executions
 from mcp_bus.cli.history import conversation, tail
@@ -57,7 +58,7 @@ main.add_command(up)
 main.add_command(migrate)
 main.add_command(secrets)
 main.add_command(adapter)
-for _command in (agents, workflows, executions, conversation, quarantine, tail):
+for _command in (agents, workflows, executions, dead_letters, conversation, quarantine, tail):
     main.add_command(_command)
 main.add_command(issue_token)
 main.add_command(rebuild)

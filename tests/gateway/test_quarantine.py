@@ -33,11 +33,13 @@ async def send(nats: Nats) -> None:
             await git.request("mcp.event.git.b", data, timeout=5)
 
 
-def command(bus: Rest, *words: str, role: str = "operator") -> subprocess.CompletedProcess[str]:
+def command(
+    bus: Rest, *words: str, role: str = "operator", group: str = "quarantine"
+) -> subprocess.CompletedProcess[str]:
     """`mcp-bus quarantine …`, in some role."""
     place = {"MCP_BUS_URL": bus.url, "MCP_BUS_TOKEN": bus.token("otto", role)}
     return subprocess.run(
-        [sys.executable, "-m", "mcp_bus", "quarantine", *words],
+        [sys.executable, "-m", "mcp_bus", group, *words],
         env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""} | place,
         capture_output=True,
         text=True,
