@@ -93,6 +93,22 @@ async def test_retry_asks_again_later_each_time(bus: Bus) -> None:
             await bus.run_workflow("retry", {"city": "Atlantis"})
 
 
+async def test_rerun_writes_no_second_report(bus: Bus) -> None:
+    """After the fix what failed is done again, and nothing else."""
+    names, broken = program("rerun"), workflow("rerun")
+    async with names["agent"]:
+        await bus.define(broken)
+        with pytest.raises(BusError, match="genral is none of") as failed:
+            await bus.run_workflow("rerun", {"topic": "rain"})
+        report, post = broken["steps"]
+        mended = {**post, "inputs": {**post["inputs"], "channel": "weather"}}
+        await bus.define({**broken, "steps": [report, mended]})
+        execution = failed.value.details["executionId"]
+        done = await bus.rerun(execution, "post", version="2")
+    assert done == {"posted": "weather: Report 1, on rain."}
+    assert names["written"] == ["rain"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
 def test_every_example_is_told(path: Path) -> None:
     """In docs/workflows.md, with its agents beside it."""
