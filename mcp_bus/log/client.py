@@ -3,7 +3,8 @@
 Its subscriptions hand each message through a queue to a task, and read headers for all that they
 may hold, which is a fifth of all that a small request costs. `hear` calls a function as the message
 is read instead, in the order of the wire; the function only takes note, and never waits. Where
-nats-py would close for good, this connects again; and closing it does not fail.
+nats-py would close for good, this connects again; and neither a wire that is lost nor closing it
+fails.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import nats.aio.client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 
@@ -35,6 +37,10 @@ _HEADERS = b"NATS/1.0\r\n"
 
 class Client(nats.aio.client.Client):
     """One connection; see the module's docstring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = _Wire()  # type: ignore[no-untyped-call]
 
     async def subscribe(self, *args: Any, **more: Any) -> Subscription:
         """As nats-py's; Unavailable `busy` for one that the server would refuse."""
@@ -136,6 +142,35 @@ def headers_in(raw: bytes | None) -> dict[str, str] | None:
         if colon:
             found[name] = value.strip()
     return found
+
+
+class _WireLost(ConnectionResetError, RuntimeError):
+    """Both, because nats-py looks for either."""
+
+
+class _Wire(TcpTransport):
+    """To write to a lost connection does nothing, or so says asyncio's loop. uvloop's raises
+    RuntimeError, of which nats-py's reading dies, and nobody is told that the connection is lost.
+    """
+
+    def write(self, payload: bytes) -> None:
+        with _told():
+            super().write(payload)  # type: ignore[no-untyped-call]
+
+    def writelines(self, payload: list[bytes]) -> None:
+        with _told():
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+
+    def __bool__(self) -> bool:
+        return True  # or nats-py makes its own
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise _WireLost(str(error)) from None
 
 
 class _Handed(asyncio.Queue[Msg]):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from mcp_bus import config, log
 from mcp_bus.config import Settings
@@ -19,6 +20,8 @@ from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.folder import locked
 from mcp_bus.errors import OutcomeUnknown
 from mcp_bus.messages import Message
+
+MUCH = 64  # messages of the largest size: more than the wire holds
 
 
 @dataclass
@@ -90,6 +93,34 @@ async def test_what_a_dead_server_has_not_read_is_published_again(
     again = await connection.publish(message)
     assert (again.position, again.duplicate) == (1, False)
     await connection.close()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_a_session_ends_with_its_server(
+    server: Server, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Whoever follows in it is told at once, though more was to be said than the wire took; on
+    both loops, of which uvloop's refuses to write to a lost connection by a RuntimeError."""
+
+    async def session() -> None:
+        connection = await log.connect(server.url, name="a", reconnect=False)
+        lost = asyncio.Event()
+        connection.on_lost(lost)
+        _freeze(server.child.pid)
+        for _ in range(MUCH):
+            connection.client.send("hb.a", bytes(config.MESSAGE_BYTES_MAX))
+            await asyncio.sleep(0)  # for the wire to take what it does
+        os.kill(server.child.pid, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await lost.wait()
+        await connection.close()
+        assert connection.ended.is_set()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(session())
+
+    await asyncio.to_thread(run)
 
 
 def _freeze(pid: int) -> None:
