@@ -14,7 +14,6 @@ from mcp_bus.store import event_store
 from mcp_bus.store.event_store import READ, RECORDER
 from projections import rebuild
 from tests.faults.load import Load
-from tests.services import reached
 from tests.simulation import checks
 from tests.simulation.checks import InLog, InStore
 
@@ -66,24 +65,26 @@ async def wrong_in_history(bus: embedded.Bus, load: Load) -> list[str]:
     ]
 
 
-async def caught_up(bus: embedded.Bus) -> None:
+async def caught_up(bus: embedded.Bus, within_s: float = LAG_S_MAX) -> None:
     """Wait until what died last is back, and until all that is in the log then is recorded and
-    shown; TimeoutError when that takes longer than LAG_S_MAX."""
+    shown; TimeoutError when that takes longer."""
     await _healthy(bus)
-    async with asyncio.timeout(LAG_S_MAX):
-        channel, last = await recorded(bus)
+    async with asyncio.timeout(within_s):
+        channel, _ = await recorded(bus, READ)
         await channel.close()
-        assert bus.admin_url is not None
-        await reached(bus.admin_url, READ, last)
 
 
-async def recorded(bus: embedded.Bus) -> tuple[log.Log, int]:
-    """The log as our services reach it, and its end, once that is in the event store."""
+async def recorded(bus: embedded.Bus, reader: str = RECORDER) -> tuple[log.Log, int]:
+    """The log as our services reach it, and its end, once a reader has passed that."""
     assert bus.settings.nats is not None
     assert bus.admin_url is not None
     channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
     last = (await channel.info()).last
-    await reached(bus.admin_url, RECORDER, last)
+    store = await asyncpg.connect(bus.admin_url)
+    try:
+        await event_store.reached(store, reader, last)
+    finally:
+        await store.close()
     return channel, last
 
 
