@@ -36,13 +36,13 @@ async def show(gateway: Gateway, call: Call) -> Answer:
 
 
 async def redrive(gateway: Gateway, call: Call) -> Answer:
-    """Send it anew, once: a step by a rerun from it, a single request as a new one."""
+    """Send it anew, once: a step by a rerun from it, else the request as a new one."""
     letter = await _known(gateway, call)
     if letter["redriven"] is not None:
         raise Refused(
             f"{letter['redriven']['by']} is what was sent anew of it", code="already_redriven"
         )
-    if letter["executionId"] is None:
+    if letter["executionId"] is None or letter["undoes"]:
         return await _asked_anew(gateway, call, letter)
     wanted = {"from": letter["stepId"]}
     if call.body.inputs is not None:
@@ -54,7 +54,7 @@ async def _asked_anew(gateway: Gateway, call: Call, letter: dict[str, Any]) -> A
     """The same question, in the same conversation, of the one who asks now. Its answer is in the
     conversation; nobody waits for it."""
     if letter["request"] is None:
-        raise Refused(f"the request of {letter['position']} is not recorded", code="not_found")
+        raise Refused(f"of {letter['position']} nobody could be asked", code="not_found")
     asked = letter["request"]["context"]
     payload, metadata = asked["payload"], asked["metadata"]
     if call.body.inputs is not None:

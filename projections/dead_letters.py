@@ -1,9 +1,9 @@
 """Dead letters: requests that no agent could finish, kept for a person to send anew.
 
-A request that the registry gave up, or answered because its agent is not there, and a step by which
-its execution failed after its last attempt. A step that only waited is none. What is sent anew is
-marked, not removed: a rerun that begins at the step, or a request of the gateway that names the
-dead letter in `metadata.redrives`.
+A request that the registry gave up, or answered because its agent is not there; a step by which its
+execution failed after its last attempt; and one that could not be undone. A step that only waited
+is none. What is sent anew is marked, not removed: a rerun that begins at the step, or a request of
+the gateway that names the dead letter in `metadata.redrives`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ DEAD_LETTERS_TABLE = Table(
         "workflow_id": "text",
         "execution_id": "text",
         "step_id": "text",
+        "undoes": "boolean",
     },
 )
 REDRIVES_TABLE = Table(
@@ -61,15 +62,15 @@ NOT_ASKED = ("step_skipped", "signal_timeout")
 _SELECT = """
 SELECT
     d.position, d.time_us / 1000 AS time, d.asker, d.error,
-    d.workflow_id, d.execution_id, d.step_id,
+    d.workflow_id, d.execution_id, d.step_id, d.undoes,
     coalesce(s.agent_id, planned.agent_id, d.agent_id) AS agent_id,
     coalesce(s.action, planned.action, d.action) AS action,
     coalesce(s.request_position, d.request_position) AS request_position,
     r.redriver, r.time_us / 1000 AS redriven
 FROM read.dead_letters AS d
 LEFT JOIN read.execution_steps AS s
-    ON s.execution_id = d.execution_id AND s.step_id = d.step_id
-LEFT JOIN read.executions AS e ON e.id = d.execution_id
+    ON s.execution_id = d.execution_id AND s.step_id = d.step_id AND NOT d.undoes
+LEFT JOIN read.executions AS e ON e.id = d.execution_id AND NOT d.undoes
 LEFT JOIN read.workflow_steps AS planned
     ON planned.workflow_id = e.workflow_id AND planned.version = e.version
     AND planned.step_id = d.step_id
@@ -88,8 +89,7 @@ async def page(pool: asyncpg.Pool, after: int, limit: int) -> Json:
 
 
 async def one(pool: asyncpg.Pool, position: int) -> Json | None:
-    """The one at a position with its request, a message, None of a step that asked nobody; or
-    None."""
+    """The one at a position with its request, a message, None where nobody was asked; or None."""
     async with asking(pool) as connection:
         row = await connection.fetchrow(_ONE, position)
         if row is None:
@@ -112,12 +112,14 @@ def _letter(row: Any) -> Json:
         "workflowId": row["workflow_id"],
         "executionId": row["execution_id"],
         "stepId": row["step_id"],
+        "undoes": row["undoes"],
         "redriven": redriven if row["redriver"] else None,
     }
 
 
 async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
     requests = await _not_there(connection, batch)
+    undoing = await _undoing(connection, batch)
     letters: list[Row] = []
     redrives: dict[str, Row] = {}
     for message in batch:
@@ -125,6 +127,8 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
             letters += _given_up(message)
         elif message.source == WORKFLOWS and message.event == "ExecutionFailed":
             letters += _failed(message)
+        elif message.source == WORKFLOWS and message.event == "StepNotUndone":
+            letters.append(_not_undone(message, undoing.get(message.position)))
         elif message.position in requests:
             letters.append(_unanswered(message, requests[message.position]))
         elif (name := _redriven(message)) is not None:
@@ -155,6 +159,16 @@ def _failed(fact: Entry) -> list[Row]:
     return [_row(fact, WORKFLOWS, name=f"{fact.target}/{step}", step_id=step, **of)]
 
 
+def _not_undone(fact: Entry, request: Entry | None) -> Row:
+    """A step that could not be undone, and what was asked for that, if anything was."""
+    of = {"execution_id": fact.target, "step_id": label(fact.get("stepId")), "undoes": True}
+    if request is None:
+        return _row(fact, WORKFLOWS, **of)
+    asked = {"agent_id": request.target, "action": label(request.get("action"))}
+    of["workflow_id"] = label(request.metadata["step"].get("workflowId"))
+    return _row(fact, WORKFLOWS, request_position=request.position, **asked, **of)
+
+
 def _unanswered(answer: Entry, request: Entry) -> Row:
     """A request to an agent that is not there."""
     asked = {"agent_id": request.target, "action": label(request.get("action"))}
@@ -168,6 +182,7 @@ def _row(said: Entry, asker: str, **more: Any) -> Row:
         "name": str(said.position),
         "asker": asker,
         "error": json_text(error_of(said.get("error"))),
+        "undoes": False,
         **more,
     }
 
@@ -203,20 +218,46 @@ async def _not_there(connection: asyncpg.Connection, batch: Batch) -> dict[int, 
         and is_error(message.payload)
         and error_of(message.get("error"))["code"] in NOT_THERE
     ]
-    found = {message.message_id: message for message in batch}
-    missing = sorted({a.causation_id for a in answers if a.causation_id} - found.keys())
-    for start in range(0, len(missing), LOOK_UP_MAX):
-        stored = await event_store.read_by_ids(connection, missing[start : start + LOOK_UP_MAX])
-        for request in map(entry, stored):
-            # a page of large requests must not stay in memory for the sake of their actions
-            action = label(request.get("action"))
-            found[request.message_id] = request._replace(payload={"action": action})
-    asked = {answer.position: found.get(answer.causation_id) for answer in answers}
+    requests = await _by_ids(connection, batch, {answer.causation_id for answer in answers})
+    asked = {answer.position: requests.get(answer.causation_id) for answer in answers}
     return {
         position: request
         for position, request in asked.items()
         if request is not None and request.kind == "request" and request.target not in DECIDERS
     }
+
+
+async def _undoing(connection: asyncpg.Connection, batch: Batch) -> dict[int, Entry]:
+    """The requests by which steps were to be undone in vain, by position of the fact: what it
+    follows from, an answer or what the clock says, names the request as its cause."""
+    facts = [m for m in batch if m.source == WORKFLOWS and m.event == "StepNotUndone"]
+    causes = await _by_ids(connection, batch, {fact.causation_id for fact in facts})
+    named = {cause.causation_id for cause in causes.values()}
+    requests = await _by_ids(connection, batch, named)
+    found = {}
+    for fact in facts:
+        cause = causes.get(fact.causation_id)
+        request = requests.get(cause.causation_id) if cause else None
+        step = request.metadata.get("step") if request else None
+        if request is not None and isinstance(step, dict) and step.get("id") == fact.get("stepId"):
+            found[fact.position] = request  # else it could not be asked for
+    return found
+
+
+async def _by_ids(
+    connection: asyncpg.Connection, batch: Batch, ids: set[str | None]
+) -> dict[str | None, Entry]:
+    """Messages by their ids, from the batch and from what stands before it; of those no more of the
+    payload than its action: a page of large ones must not stay in memory."""
+    found: dict[str | None, Entry] = {m.message_id: m for m in batch if m.message_id in ids}
+    missing = sorted(id for id in ids - found.keys() if id is not None)
+    for start in range(0, len(missing), LOOK_UP_MAX):
+        stored = await event_store.read_by_ids(connection, missing[start : start + LOOK_UP_MAX])
+        for message in map(entry, stored):
+            action = {"action": label(message.get("action"))}
+            found[message.message_id] = message._replace(payload=action)
+    found.pop(None, None)
+    return found
 
 
 DEAD_LETTERS = Projection("dead_letters", (DEAD_LETTERS_TABLE, REDRIVES_TABLE), fold)

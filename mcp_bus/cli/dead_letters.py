@@ -74,7 +74,7 @@ def show(given: Globals, position: int) -> None:
 @click.option("--inputs", help="JSON object to ask with instead.")
 @client
 def redrive(given: Globals, position: int, inputs: str | None) -> None:
-    """Send the one at POSITION anew: a workflow's step by a rerun from it, a single request as a
+    """Send the one at POSITION anew: a workflow's step by a rerun from it, else the request as a
     new one in your name."""
     edited = parsed(inputs, "--inputs")
     body = {} if edited is None else {"inputs": edited}
@@ -86,4 +86,5 @@ def _of(letter: dict[str, Any]) -> str:
     """Whose request it is."""
     if letter["executionId"] is None:
         return str(letter["asker"])
-    return f"{letter['executionId']}, {letter['stepId']}"
+    undoes = "undoing " if letter["undoes"] else ""
+    return f"{letter['executionId']}, {undoes}{letter['stepId']}"

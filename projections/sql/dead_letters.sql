@@ -11,7 +11,8 @@ CREATE TABLE dead_letters (
     error            json NOT NULL,         -- {code, message, retryable, details}
     workflow_id      text,                  -- of a step
     execution_id     text,
-    step_id          text
+    step_id          text,
+    undoes           boolean NOT NULL       -- what could not be done is to undo the step
 );
 
 -- What was sent anew, the last time: executions that begin again at a step, and single requests.

@@ -59,6 +59,23 @@ async def test_a_step_is_sent_anew_with_other_inputs(bus: Rest, nats: Nats) -> N
     assert (unknown.status, unknown.body["code"]) == (404, "not_found")
 
 
+async def test_what_could_not_be_undone_is_asked_anew(bus: Rest, nats: Nats) -> None:
+    """As one request in the conversation of the execution, which has ended."""
+    calls: list[str] = []
+    undo = {"agentId": "echo", "action": "say", "inputs": {"text": "bad"}}
+    async with counting(nats, calls):
+        first = await failed(bus, asks("a", compensate=undo), asks("bad"))
+        letters = (await bus.call("GET", "/dead-letters")).body["deadLetters"]
+        assert [(one["stepId"], one["undoes"]) for one in letters] == [("a", True), ("bad", False)]
+        path = f"/dead-letters/{letters[0]['position']}/redrive"
+        said = await bus.call("POST", path, {"inputs": {"text": "undone"}})
+        assert said.body["correlationId"] == first["id"]
+        last = await until(bus, first["id"], "response")
+    assert last["context"]["payload"] == {"outputs": {"text": "undone"}}
+    assert calls == ["a", "bad", "bad", "undone"]
+    assert (await bus.call("GET", f"/executions/{first['id']}")).body == first
+
+
 async def test_a_single_request_is_sent_anew_by_whoever_asks(bus: Rest, nats: Nats) -> None:
     """In its conversation, with the old one as its cause; on the command line, as an operator."""
     async with connect(nats.agent("asker"), id="asker") as asker:

@@ -57,6 +57,7 @@ async def test_a_step_is_one_when_its_attempts_are_used_up(
         "workflowId": "w",
         "executionId": execution,
         "stepId": "a",
+        "undoes": False,
         "redriven": None,
     }
     shown = await dead_letters.one(pool, failed.position)
@@ -117,3 +118,37 @@ async def test_a_single_request_is_one_when_nobody_can_finish_it(
         assert (lost["redriven"] is None) == (source == "asker")
     assert lost["redriven"] == {"by": anew.metadata.message_id, "time": history.log[-1].time}
     assert unknown["redriven"] is None
+
+
+async def test_what_could_not_be_undone_is_one(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    """With what was asked for it, if somebody could be asked; by an answer, or by the clock."""
+    undo = {"agentId": "echo", "action": "echo", "inputs": {"back": 1}}
+    lost = {**undo, "inputs": {"x": "${steps.a.outputs.none}"}}
+    steps = [step("a", compensate=undo), step("b", compensate=lost), step("c", compensate=undo)]
+    history, execution = started(*steps, step("d"))
+    for _ in range(3):
+        reply(history, {"outputs": {}})
+    refused = {"error": {"code": "gone", "message": "no", "retryable": False}}
+    reply(history, refused)
+    undoing = history.requests()[-1]
+    history.time += 100_000
+    for message in history.folds[1].due(history.time):
+        history.append(message)
+    history.settle()
+    reply(history, refused)
+    c, b, a, failed = await told(connection, pool, history)
+    assert [(one["stepId"], one["error"]["code"]) for one in (c, b, a, failed)] == [
+        ("c", "step_timeout"),
+        ("b", "unresolved_reference"),
+        ("a", "gone"),
+        ("d", "gone"),
+    ]
+    assert [one["undoes"] for one in (c, b, a, failed)] == [True, True, True, False]
+    assert {one["executionId"] for one in (c, b, a, failed)} == {execution}
+    assert (b["requestPosition"], c["agentId"], c["workflowId"]) == (None, "echo", "w")
+    shown = await dead_letters.one(pool, c["position"])
+    assert shown
+    assert shown["request"]["context"]["metadata"]["messageId"] == undoing.metadata.message_id
+    assert shown["request"]["context"]["payload"]["inputs"] == {"back": 1}
