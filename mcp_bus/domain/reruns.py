@@ -102,29 +102,32 @@ def rerun(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> 
     if wanted.step_inputs is not None:
         started["stepInputs"] = wanted.step_inputs
     said = answer(logged, {"outputs": started})
-    course = _course(state, logged, name, plan, payloads, answers.given_in(started))
+    # where it says that its inputs stand, if it ends by this decision; else in its record
+    start = plan.start if edited is None else logged.position
+    execution = Execution(name, plan.workflow, plan.version, start)
+    course = _course(state, logged, execution, plan, payloads, answers.given_in(started))
     return [said, *course.drafts]
 
 
 def _course(
     state: Workflows,
     logged: Logged,
-    name: str,
+    execution: Execution,
     plan: Plan,
     payloads: Payloads,
     given: dict[str, Any],
 ) -> Course:
     """How it goes on from what is kept."""
-    execution = Execution(name, plan.workflow, plan.version, logged.position)
     execution.answers = plan.answers
     execution.skipped = dict.fromkeys(plan.skipped)
+    execution.kept = dict.fromkeys(plan.answers)
     kept = {step: answers.result_of(payloads[position]) for step, position in plan.answers.items()}
     by_id = plan.definition.by_id
     outputs = {step: {"outputs": answers.given(by_id[step], kept[step])} for step in kept}
     for step, result in kept.items():
         if len(dumps(result)) > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"what {step} gave is too large to be said again", code="too_large")
-    context = {**given, "steps": outputs, "signals": {}, "execution": {"id": name}}
+    context = {**given, "steps": outputs, "signals": {}, "execution": {"id": execution.id}}
     decided = {at: message for at, message in payloads.items() if at > logged.position}
     held = commands.held_in(decided)
     course = Course(logged, execution, plan.definition, context, state.agents, held)

@@ -218,6 +218,29 @@ def test_what_was_undone_is_done_again() -> None:
     run.check()
 
 
+def test_a_rerun_that_ends_at_once_leaves_what_it_keeps() -> None:
+    """Nothing of the first execution is undone; and a rerun of it goes on from the same inputs."""
+    undone = step("a", compensate=UNDO)
+    run = Run(undone, step("b", inputs={"n": "${inputs.n}"}), inputs={"n": 1})
+    for name in "ab":
+        run.reply(name)
+    assert run.end == "ExecutionCompleted"
+    newer = workflow(undone, step("b", inputs={"n": "${inputs.none}"}))
+    run.history.command("workflows", "define", newer)
+    before = run.asked()
+    rerun(run, "b", version="2")
+    assert run.history.facts("workflows")[-1] == "ExecutionFailed"
+    assert asked_since(run, before) == []
+    rerun(run, "b", version="1")
+    assert asked_since(run, before) == ["b"]
+    assert run.request("b").payload["inputs"] == {"n": 1}
+    run.reply("b")
+    rerun(run, "b", version="2", inputs={"n": 2})
+    rerun(run, "b", version="1")
+    assert run.request("b").payload["inputs"] == {"n": 2}
+    run.check()
+
+
 def test_a_rerun_is_started_once_by_its_key() -> None:
     """The same again is answered with the same; a start of its own is a conflict."""
     run = three()
