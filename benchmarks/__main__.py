@@ -51,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[Row]]] = {
     "engine.1.always": engine.one_always,
     "engine.64.interval": engine.sixty_four_interval,
     "engine.64.always": engine.sixty_four_always,
+    "engine.fanout": engine.fanout,
     "engine.restart": crowded.restart,
     "engine.memory": crowded.memory,
     "engine.growth": crowded.growth,

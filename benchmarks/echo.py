@@ -1,13 +1,15 @@
-"""The agent of the benchmarks: answers what it is asked."""
+"""The agent of the benchmarks: answers what it is asked. `python -m benchmarks.echo [ID]`"""
 
 from __future__ import annotations
+
+import sys
 
 import uvloop
 
 from agents_sdk import Agent
 from benchmarks.helper import left, say
 
-agent = Agent("echo", type="bench")
+agent = Agent(sys.argv[1] if len(sys.argv) > 1 else "echo", type="bench", capability="echo")
 
 
 @agent.action

@@ -1,15 +1,17 @@
-"""The workflow engine: one workflow of three steps alone, and 64 of them at once.
+"""The workflow engine: one workflow of three steps alone, 64 of them at once, and one of a list.
 
 Every service of the bus runs, and the agent `echo` as a process of its own. A workflow is nine
 stored messages, eight of them one after the other: the start, three requests and their answers,
 the end. So the limit is eight stored hops between two bare nats-py processes: publish into a
 stream, hear what it republished, publish the next. Two processes instead of three, and nobody
-decides anything. The peer is DBOS, whose steps are functions of the process that runs the workflow.
+decides anything. An item of a list is two of these hops. The peer is DBOS, whose steps are
+functions of the process that runs the workflow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
@@ -19,7 +21,7 @@ from benchmarks import peers
 from benchmarks.executions import executing
 from benchmarks.harness import Must, Row, Run, fresh_raw_stream, measured, program
 from benchmarks.load import AT_ONCE, Work, p50_ms, per_second
-from benchmarks.raw import Chains
+from benchmarks.raw import HOPS, Chains
 from benchmarks.warm import (
     as_service,
     bus_at_work,
@@ -31,6 +33,8 @@ from mcp_bus import config
 from mcp_bus.embedded import Bus
 
 ALONE = 150  # workflows of one run, one after the other
+ITEMS = 1000  # of one list
+AGENTS = 4  # that share them
 TOGETHER = 1000  # workflows of one run at 64 in flight
 PEER_TOGETHER = 400
 
@@ -49,6 +53,21 @@ WORKFLOW = {
             ("b", "steps.a.outputs.n"),
             ("c", "steps.b.outputs.n"),
         )
+    ],
+}
+
+
+FOR_EACH = {
+    "id": "each",
+    "name": "For each item",
+    "steps": [
+        {
+            "id": "all",
+            "agentId": "capability:echo",
+            "action": "echo",
+            "forEach": "${inputs.items}",
+            "inputs": {"n": "${item}"},
+        }
     ],
 }
 
@@ -86,6 +105,20 @@ async def sixty_four_interval() -> Row:
 async def sixty_four_always() -> Row:
     """The same where every message is on the disk before anybody acts on it."""
     return await _sixty_four("always", 2)
+
+
+async def fanout() -> Row:
+    """How fast the items of one list are done by four agents."""
+    return Row(
+        id="engine.fanout",
+        what=f"items per second of one forEach over {ITEMS} items, shared by {AGENTS} agents; all "
+        "services run",
+        unit="items/s",
+        against="pairs of stored hops per second between two bare nats-py processes, "
+        f"{AT_ONCE} at a time",
+        runs=await _beside_pairs(),
+        must=(Must("value", ">=", 2000),),
+    )
 
 
 async def _sixty_four(durability: Durability, ratio_min: float) -> Row:
@@ -150,6 +183,30 @@ async def _beside_hops() -> list[Run]:
         await per_second(workflow, TOGETHER)
         await per_second(chain, TOGETHER)
         return await measured(lambda: rested(workflow), lambda: rested(chain))
+
+
+async def _beside_pairs() -> list[Run]:
+    """One list, and as many pairs of hops."""
+    async with contextlib.AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(bus_at_work())
+        for number in range(AGENTS):
+            await stack.enter_async_context(echoing(bus, f"echo-{number}"))
+        executions = await stack.enter_async_context(executing(bus, FOR_EACH))
+        chain = await stack.enter_async_context(_chains(bus))
+
+        async def items() -> float:
+            await caught_up(bus)
+            began = time.perf_counter()
+            await executions.start("each", given={"items": list(range(ITEMS))})
+            return ITEMS / (time.perf_counter() - began)
+
+        async def pairs() -> float:
+            await caught_up(bus)
+            return await per_second(chain, ITEMS) * HOPS / 2
+
+        await items()
+        await pairs()
+        return await measured(items, pairs)
 
 
 @contextlib.asynccontextmanager

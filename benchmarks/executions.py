@@ -38,9 +38,11 @@ class Executions:
             if response.status != 201:
                 raise RuntimeError(f"POST /workflows answered {await response.text()}")
 
-    async def start(self, workflow: str, until: str = "ExecutionCompleted") -> str:
+    async def start(
+        self, workflow: str, until: str = "ExecutionCompleted", given: Any = None
+    ) -> str:
         """Start one and wait until a fact is said of it; its id."""
-        inputs = {"workflowId": workflow, "inputs": {"n": 7}}
+        inputs = {"workflowId": workflow, "inputs": given or {"n": 7}}
         command = _command("execute", inputs)
         execution = command.metadata.correlation_id
         await self._until(execution, until, command)

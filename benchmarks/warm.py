@@ -34,9 +34,9 @@ async def bus_at_work(
 
 
 @contextlib.asynccontextmanager
-async def echoing(bus: Bus) -> AsyncIterator[Program]:
-    """The agent `echo` at work, a process of its own."""
-    async with program("benchmarks.echo", settings=as_agent(bus, "echo")) as process:
+async def echoing(bus: Bus, agent: str = "echo") -> AsyncIterator[Program]:
+    """An agent at work, a process of its own."""
+    async with program("benchmarks.echo", agent, settings=as_agent(bus, agent)) as process:
         yield process
 
 

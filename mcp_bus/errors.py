@@ -74,6 +74,8 @@ CODES: dict[str, tuple[int, str]] = {
     "heartbeat_timeout": (504, "The agent gave no sign of progress"),
     "unresolved_reference": (422, "A reference had no value when it was needed"),
     "condition_failed": (422, "A condition is neither true nor false"),
+    "not_a_list": (422, "A step's forEach names no list"),
+    "too_many_items": (422, "A step's forEach names too long a list"),
     "postcondition_failed": (422, "The post-condition does not hold"),
     "step_timeout": (504, "The agent did not answer in time"),
     "malformed_answer": (502, "The answer has neither outputs nor error"),

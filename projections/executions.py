@@ -68,6 +68,7 @@ STEPS_TABLE = Table(
         "action": "text",
         "status": "text",
         "attempt": "integer",
+        "items": "integer",
         "inputs": "json",
         "outputs": "json",
         "error": "json",
@@ -168,11 +169,14 @@ class Story:
         if asked.get("undoes") is True:
             step["status"] = "undoing"
             return self._touch(execution, request)
+        action = label(request.get("action"))
+        step.update(agent_id=request.target, action=action, status="running")
+        if isinstance(item := asked.get("item"), dict):
+            begun = request.time_us if step["started_us"] is None else step["started_us"]
+            step.update(attempt=1, items=_whole(item.get("of"), 2**31), started_us=begun)
+            return self._touch(execution, request)
         again = step["request_position"] is not None
         step.update(
-            agent_id=request.target,
-            action=label(request.get("action")),
-            status="running",
             attempt=_whole(asked.get("attempt"), 2**31) or 1,
             inputs=json_text(request.get("inputs")),
             outputs=NOTHING if again else None,
@@ -192,7 +196,7 @@ class Story:
         fitting = [
             step
             for step in self.steps.get(execution["id"], {}).values()
-            if step["status"] == "running" and _belongs(answer, step)
+            if step["status"] == "running" and step["items"] is None and _belongs(answer, step)
         ]
         if len(fitting) != 1:
             return
@@ -214,7 +218,7 @@ class Story:
 
     def _waits(self, fact: Entry, execution: Row) -> None:
         """StepWaiting, StepRetrying."""
-        if not is_id(fact.get("stepId")):
+        if not is_id(fact.get("stepId")) or "item" in fact.payload:
             return
         step = self._step(execution, fact.get("stepId"), fact)
         if fact.event == "StepWaiting":
@@ -223,7 +227,7 @@ class Story:
             step.update(status="retrying", error=json_text(error_of(fact.get("error"))))
 
     def _step_completed(self, fact: Entry, execution: Row) -> None:
-        """Of a step that waited, or that a rerun keeps; an answer says it itself."""
+        """Of a step that waited, or with forEach, or that a rerun keeps; else an answer says it."""
         if is_id(fact.get("stepId")) and "outputs" in fact.payload:
             step = self._step(execution, fact.get("stepId"), fact)
             outputs = json_text(fact.payload["outputs"])

@@ -47,7 +47,7 @@ SELECT
     CASE WHEN e.ended_us IS NOT NULL THEN e.position END AS end_position,
     planned.step_id, coalesce(s.agent_id, planned.agent_id) AS agent_id, planned.action,
     coalesce(s.status, 'pending') AS step_status, coalesce(s.attempt, 0) AS attempt,
-    s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
+    s.items, s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
     s.request_position, s.response_position, s.kept_position,
     s.started_us / 1000 AS step_started, s.ended_us / 1000 AS step_ended
 FROM read.executions AS e
@@ -256,6 +256,7 @@ def _execution_step(row: Any) -> Json:
         "action": row["action"],
         "status": row["step_status"],
         "attempt": row["attempt"],
+        "items": row["items"],
         "inputs": _value(row["step_inputs"]),
         "outputs": _value(row["step_outputs"]),
         "error": _value(row["step_error"]),

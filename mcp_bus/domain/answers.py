@@ -11,6 +11,9 @@ from mcp_bus.domain.definitions import Step
 from mcp_bus.domain.references import resolve
 from mcp_bus.messages import Message
 
+# where what ended a step stands; of one with forEach perhaps where its items' answers do
+At = int | list[int]
+
 
 def asked_for(request: Message) -> dict[str, Any]:
     """Which step a request of the engine is for: {workflowId, version, id, attempt, …}."""
@@ -25,7 +28,12 @@ def is_outputs(payload: object) -> bool:
 
 def outputs_of(step: Step, ended: Message) -> Any:
     """What a step gives to others, of the message that ended it."""
-    return given(step, result_of(ended))
+    return outputs_given(step, result_of(ended))
+
+
+def outputs_given(step: Step, result: Any) -> Any:
+    """What a step gives of what ended it: its items gave theirs."""
+    return result if step.for_each is not None else given(step, result)
 
 
 def result_of(ended: Message) -> Any:
@@ -36,8 +44,15 @@ def result_of(ended: Message) -> Any:
     return ended.payload["inputs"].get("payload") if ended.kind == "request" else {}
 
 
+def result_at(step: Step, at: At, messages: Mapping[int, Message]) -> Any:
+    """What ended a step brought."""
+    if isinstance(at, int):
+        return result_of(messages[at])
+    return [given(step, result_of(messages[item])) for item in at]
+
+
 def given(step: Step, result: Any) -> Any:
-    """What a step gives of its result."""
+    """What a step gives of its result, or of that of an item."""
     return resolve(step.gives, {"result": result}) if step.gives else result
 
 

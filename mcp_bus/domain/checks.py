@@ -13,7 +13,7 @@ from mcp_bus.domain import conditions, schemas
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.definitions import Definition, Step
 from mcp_bus.domain.load import capable_of
-from mcp_bus.domain.references import Path, path_of, references, step_of
+from mcp_bus.domain.references import Path, is_reference, path_of, references, step_of
 from mcp_bus.domain.waits import unix_ms, whole_ms
 from mcp_bus.errors import Finding, Refused
 
@@ -46,6 +46,15 @@ def warnings(definition: Definition, agents: Agents) -> Iterator[Finding]:
                 yield from _agent(agents, pointer, asked.agent_id, asked.action)
 
 
+_ITEMS = ("item", "index")
+_OF_ITEMS = "only the inputs of a step with forEach refer to an item and its index"
+# what a root means something in, of those that do not mean something everywhere
+_PLACES: dict[str | int, str] = {
+    "result": "only the outputs of a step refer to its result",
+    **dict.fromkeys(_ITEMS, _OF_ITEMS),
+}
+
+
 @dataclass
 class _Checked:
     """What was found so far; `edges`: a step, one that it needs, and where it says so."""
@@ -57,21 +66,22 @@ class _Checked:
     def tell(self, pointer: str, code: str, detail: str) -> None:
         self.found.append(Finding(pointer, code, detail))
 
-    def references(self, step: str | None, value: object, at: str, *, result: bool = False) -> None:
-        """Every reference in a value of a step, or of the whole workflow."""
+    def references(
+        self, step: str | None, value: object, at: str, own: tuple[str, ...] = ()
+    ) -> None:
+        """Every reference in a value of a step, or of the whole workflow; `own` are the roots
+        that mean something only there."""
         for text, pointer in references(value, at):
             try:
                 path = path_of(text)
             except Refused as error:
                 self.tell(pointer, error.code, error.detail)
                 continue
-            if path[0] == "result" and not result:
-                detail = "only the outputs of a step refer to its result"
-                self.tell(pointer, "unknown_reference", detail)
-            else:
-                self.path(step, path, pointer)
+            self.path(step, path, pointer, own)
 
-    def path(self, step: str | None, path: Path, pointer: str) -> None:
+    def path(self, step: str | None, path: Path, pointer: str, own: tuple[str, ...] = ()) -> None:
+        if path[0] in _PLACES and path[0] not in own:
+            self.tell(pointer, "unknown_reference", _PLACES[path[0]])
         named = step_of(path)
         if named is None:
             return
@@ -108,9 +118,11 @@ def _step(checked: _Checked, step: Step, at: str) -> None:
             checked.edges.append((step.id, needed, pointer))
         else:
             checked.tell(pointer, "unknown_reference", f"there is no step {needed}")
-    checked.references(step.id, step.inputs, f"{at}/inputs")
+    _for_each(checked, step, at)
+    of_item = _ITEMS if step.for_each is not None else ()
+    checked.references(step.id, step.inputs, f"{at}/inputs", of_item)
     if step.gives:
-        checked.references(None, step.outputs, f"{at}/outputs", result=True)
+        checked.references(None, step.outputs, f"{at}/outputs", ("result",))
     if step.compensate is not None:
         checked.references(None, step.compensate.inputs, f"{at}/compensate/inputs")
     for name, condition in (("pre", step.pre), ("post", step.post)):
@@ -143,6 +155,19 @@ def _kind(checked: _Checked, step: Step, at: str) -> None:
                 read(value)
             except Refused as error:
                 checked.tell(pointer, error.code, error.detail)
+
+
+def _for_each(checked: _Checked, step: Step, at: str) -> None:
+    """A step asks for each item of a list."""
+    if step.for_each is None:
+        if "max_parallel" in step.model_fields_set:
+            checked.tell(f"{at}/maxParallel", "bad_value", "only a step with forEach has it")
+        return
+    if not is_reference(step.for_each):
+        checked.tell(f"{at}/forEach", "bad_value", "it is one reference to a list")
+    checked.references(step.id, step.for_each, f"{at}/forEach")
+    if step.wait is not None:
+        checked.tell(f"{at}/wait", "bad_value", "a step with forEach asks its agent")
 
 
 def _agent(agents: Agents, at: str, agent_id: str, action: str) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition, Model
 from mcp_bus.domain.execution import Execution, Workflows
 from mcp_bus.domain.load import NOBODY
+from mcp_bus.domain.saying import Held
 from mcp_bus.domain.steps import Course
 from mcp_bus.domain.workflows import define
 from mcp_bus.errors import BusError, Refused
@@ -88,16 +89,18 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
     return Course(logged, execution, definition, context, state.agents, held_in(payloads))
 
 
-def held_in(payloads: Payloads) -> dict[str, str | BusError]:
+def held_in(payloads: Payloads) -> Held:
     """Of the outputs that the log holds of a decision: whom its steps ask, or why nobody."""
-    held: dict[str, str | BusError] = {}
+    held: dict[tuple[str, int | None], str | BusError] = {}
     for message in payloads.values():
         if _is_ours(message, "request"):
-            held[answers.asked_for(message)["id"]] = message.target
+            about = answers.asked_for(message)
+            held[about["id"], about.get("item", {}).get("index")] = message.target
         elif _is_ours(message, "event"):
             said = message.payload.get("ending", message.payload)
             if said.get("error", {}).get("code") == NOBODY:
-                held[said["stepId"]] = BusError.from_json(said["error"])
+                index = said.get("item", {}).get("index")
+                held[said["stepId"], index] = BusError.from_json(said["error"])
     return held
 
 

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from mcp_bus.config import (
+    PARALLEL,
+    PARALLEL_MAX,
     RETRY_ATTEMPTS_MAX,
     RETRY_DELAY_MS,
     RETRY_DELAY_MS_MAX,
@@ -95,6 +97,8 @@ class Step(Model):
     on_skip: Literal["continue", "fail"] = "continue"
     retry: Retry | None = None
     wait: Wait | None = None
+    for_each: str | None = None  # a reference to a list: it asks once for each of its items
+    max_parallel: Annotated[int, Field(ge=1, le=PARALLEL_MAX)] = PARALLEL
     compensate: Asking | None = None  # what undoes it, when its execution fails or is cancelled
 
     @cached_property
@@ -115,7 +119,7 @@ class Step(Model):
     @cached_property
     def named(self) -> frozenset[str]:
         """The steps whose outputs this one refers to, itself included where it does."""
-        texts = [text for text, _ in references(self.inputs)]
+        texts = [text for text, _ in references([self.inputs, self.for_each])]
         if self.wait is not None:
             texts.extend(text for text, _ in references([self.wait.ms, self.wait.until]))
         judged = [path for one in (self.pre, self.post) for path in conditions.paths(one)]

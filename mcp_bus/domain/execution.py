@@ -28,6 +28,8 @@ class Request:
     heard: int = 0  # log time of the last one
     undoes: bool = False  # it is the step's compensation
     closed: bool = False  # an answer or a time-out stands in the log
+    item: int | None = None  # its index, of a step with forEach
+    noted: int = 0  # the position of its outputs, which the items of its step have
 
     @property
     def due(self) -> int:
@@ -56,6 +58,18 @@ class Waiting:
     at: int | None  # log time; None for a signal that is waited for without end
     signal: str | None = None
     again: bool = False  # it is a failed step's next attempt
+    item: int | None = None  # of a step with forEach
+
+
+@dataclass(slots=True)
+class Items:
+    """The items of a step with forEach that is under way (items.py)."""
+
+    of: int
+    asked: int = 0  # this many were asked for, the first ones
+    answers: dict[int, int] = field(default_factory=dict)  # index -> position of its outputs
+    attempts: dict[int, int] = field(default_factory=dict)  # of those that are asked again
+    size: int = 0  # of all outputs (bytes)
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class Ended:
     request: str  # or the id of a wait
     answered: bool  # with outputs
     silent: bool = False  # it timed out without a sign of progress
+    items: int = 0  # of its step that are answered by it
 
 
 @dataclass(slots=True)
@@ -81,6 +96,7 @@ class Execution:
     skipped: dict[str, None] = field(default_factory=dict)
     kept: dict[str, None] = field(default_factory=dict)  # answered in the execution that it reruns
     attempts: dict[str, int] = field(default_factory=dict)  # of steps that are asked again
+    items: dict[str, Items] = field(default_factory=dict)  # of steps with forEach
     signals: dict[str, list[int]] = field(default_factory=dict)  # not waited for yet, by name
     paused: bool = False
     ending: dict[str, Any] | None = None  # the fact that ends it, once all is undone
@@ -89,7 +105,7 @@ class Execution:
     def busy(self) -> set[str]:
         """The steps that were begun and have not ended."""
         begun = {request.step for request in self.requests.values()}
-        return begun | {waiting.step for waiting in self.waits.values()}
+        return begun | self.items.keys() | {waiting.step for waiting in self.waits.values()}
 
     def waits_for(self, name: str) -> bool:
         """Whether a request, or a wait, is still to be decided about."""
@@ -99,8 +115,20 @@ class Execution:
         """An input is decided: what it ended is over."""
         request = self.requests.pop(ended.request, None)
         self.waits.pop(ended.request, None)
-        if request is not None and ended.answered and not request.undoes:
+        if request is None or not ended.answered or request.undoes:
+            return
+        if request.item is None:
             self.answers[request.step] = position
+        else:
+            self.forget_items(request.step, position)
+
+    def forget_items(self, step: str, position: int) -> None:
+        """Requests for a step's items whose outputs stood in the log before a decision."""
+        self.requests = {
+            id: request
+            for id, request in self.requests.items()
+            if request.step != step or not 0 < request.noted <= position
+        }
 
 
 @dataclass(frozen=True, slots=True)

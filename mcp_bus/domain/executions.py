@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import IDEMPOTENCY_TTL_MS, TIMER_RETRY_MS, TOMBSTONE_TTL_MS
-from mcp_bus.domain import agents, answers, commands, reruns
+from mcp_bus.config import TIMER_RETRY_MS
+from mcp_bus.domain import agents, answers, commands, items, outcomes, reruns
 from mcp_bus.domain.agents import command_of
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
-from mcp_bus.domain.ends import ENDS
-from mcp_bus.domain.execution import Ended, Execution, Once, Request, Waiting, Workflows
-from mcp_bus.domain.facts import fact_of
-from mcp_bus.domain.workflows import Workflow
+from mcp_bus.domain.execution import Ended, Execution, Request, Workflows
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message, is_error
 
@@ -49,27 +45,6 @@ def accept(state: Workflows, logged: Logged) -> Key | None:
         return _answered(state, logged)
     _heard(state, logged)
     return None
-
-
-def settle(state: Workflows, logged: Logged, known: Undecided) -> None:
-    """Read an own output: what it says happened."""
-    message = logged.message
-    ended = state.ends.pop(known.position, None)
-    if ended is not None and known.key[1] in state.live:
-        state.live[known.key[1]].take(ended, known.position)
-    if message.kind == "response":
-        started = message.payload.get("outputs") if isinstance(message.payload, dict) else None
-        if isinstance(started, dict) and "position" in started:
-            _started(state, started, logged)
-    elif message.kind == "request":
-        state.agents.load.read(logged)
-        _asked(state, logged)
-    elif message.payload.get("event") in ON_EXECUTIONS:
-        execution = state.live.get(message.target)
-        if execution is not None:  # else DecisionFailed stands where its start should
-            ON_EXECUTIONS[message.payload["event"]](state, execution, logged)
-    elif message.payload.get("event") in FACTS:
-        FACTS[message.payload["event"]](state, logged)
 
 
 def moot(state: Workflows, known: Undecided) -> bool:
@@ -97,10 +72,21 @@ def needs(state: Workflows, logged: Logged, found: Mapping[int, Message]) -> Ite
     wanted = {execution.start, *(p for step, p in execution.answers.items() if step in named)}
     if logged.message.kind == "request":  # it may end the execution, which gives what came last
         wanted.update(list(execution.answers.values())[-1:])
+    wanted.update(_results(state, execution, logged.position))
     for step in ahead:
         if step.wait is not None and step.wait.signal is not None:
             wanted.update(execution.signals.get(step.wait.signal, ()))
     return wanted
+
+
+def _results(state: Workflows, execution: Execution, position: int) -> Iterable[int]:
+    """Where the outputs of the items stand of which an input is the last one answered."""
+    ended = state.ends.get(position)
+    request = execution.requests.get(ended.request) if ended else None
+    known = execution.items.get(request.step) if request else None
+    if ended is None or known is None or ended.items < known.of:
+        return ()
+    return (at for at in known.answers.values() if at != position)
 
 
 def oldest(state: Workflows, _: Iterable[Key]) -> int | None:
@@ -124,6 +110,8 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
         course.waited(execution.waits[ended.request])
     elif message.source == subjects.CLOCK:
         course.timed_out(request, silent=ended.silent)
+    elif request.item is not None and ended.answered:
+        course.answered_item(request, ended.items, {**payloads, logged.position: message})
     else:
         course.answered(request)
     return course.drafts
@@ -202,14 +190,27 @@ def _answered(state: Workflows, logged: Logged) -> Key | None:
         return None
     cause = message.metadata.causation_id
     by_registry = message.source == subjects.REGISTRY and is_error(message.payload)
-    open_ = [request for request in execution.requests.values() if not request.closed]
-    fitting = [request for request in open_ if cause in (None, request.message_id)]
-    if len(fitting) != 1 or not (by_registry or message.source == fitting[0].agent):
+    request = _open(execution, cause)
+    if request is None or not (by_registry or message.source == request.agent):
         return None
-    fitting[0].closed = True
-    answered = answers.is_outputs(message.payload)
-    state.ends[logged.position] = Ended(fitting[0].message_id, answered)
+    request.closed = True
+    ended = Ended(request.message_id, answers.is_outputs(message.payload))
+    if ended.answered and request.item is not None:
+        known, step = execution.items[request.step], state.definition(execution).by_id[request.step]
+        if not items.note(known, step, request, logged):
+            return None
+        ended.items = len(known.answers)
+    state.ends[logged.position] = ended
     return (EXECUTION, execution.id)
+
+
+def _open(execution: Execution, cause: str | None) -> Request | None:
+    """The open request with an id, or the only one."""
+    if cause is not None:
+        request = execution.requests.get(cause)
+        return request if request is not None and not request.closed else None
+    found = [request for request in execution.requests.values() if not request.closed]
+    return found[0] if len(found) == 1 else None
 
 
 def _timer_due(state: Workflows, logged: Logged) -> Key | None:
@@ -240,142 +241,9 @@ def _heard(state: Workflows, logged: Logged) -> None:
         request.heard = logged.time
 
 
-# --- reading what was decided -----------------------------------------------------------------
-
-
-def _started(state: Workflows, started: Mapping[str, Any], logged: Logged) -> None:
-    # a rerun's inputs stand in this record itself, else in the command
-    start = logged.position if "rerunOf" in started else started["position"]
-    execution = Execution(started["executionId"], started["workflowId"], started["version"], start)
-    time = logged.time
-    state.live[execution.id] = execution
-    once = started.get("once")
-    if once is not None:
-        state.once[once["key"]] = Once(execution.id, once["digest"], time)
-    while state.once and time - next(iter(state.once.values())).time >= IDEMPOTENCY_TTL_MS:
-        del state.once[next(iter(state.once))]
-
-
-def _asked(state: Workflows, logged: Logged) -> None:
-    message = logged.message
-    about = answers.asked_for(message)
-    execution = state.live.get(message.metadata.correlation_id)
-    if execution is None:
-        return  # DecisionFailed stands where its start should
-    step, deadline = about["id"], logged.time + about["timeoutMs"]
-    request = Request(
-        message.metadata.message_id or "",
-        step,
-        message.target,
-        about["attempt"],
-        deadline,
-        about.get("heartbeatTimeoutMs"),
-        logged.time,
-        about.get("undoes", False),
-    )
-    execution.requests[request.message_id] = request
-    if request.undoes:
-        execution.undo = [id for id in execution.undo if id != step]
-    _end_wait(execution, step)
-    heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
-
-
-def _waits(state: Workflows, execution: Execution, logged: Logged) -> None:
-    """StepWaiting, StepRetrying."""
-    said = logged.message.payload
-    again = said["event"] == "StepRetrying"
-    at = said["dueAt"] if again else said["until"]
-    name = logged.message.metadata.message_id or ""
-    execution.waits[name] = Waiting(said["stepId"], at, said.get("signal"), again)
-    if again:
-        execution.answers.pop(said["stepId"], None)
-        execution.attempts[said["stepId"]] = said["attempt"]
-    if at is not None:
-        heapq.heappush(state.timers, (at, execution.id, name))
-
-
-def _completed(_: Workflows, execution: Execution, logged: Logged) -> None:
-    """StepCompleted; of a step that waited it holds the outputs."""
-    said = logged.message.payload
-    if "outputs" in said:
-        _end_wait(execution, said["stepId"])
-        execution.answers[said["stepId"]] = logged.position
-        if "kept" in said:
-            execution.kept[said["stepId"]] = None
-        for held in execution.signals.values():
-            if said.get("signal") in held:
-                held.remove(said["signal"])
-
-
-def _end_wait(execution: Execution, step: str) -> None:
-    for name in [name for name, waiting in execution.waits.items() if waiting.step == step]:
-        del execution.waits[name]
-
-
-def _skipped(_: Workflows, execution: Execution, logged: Logged) -> None:
-    execution.skipped[logged.message.payload["stepId"]] = None
-
-
-def _signalled(_: Workflows, execution: Execution, logged: Logged) -> None:
-    said = logged.message.payload
-    execution.signals.setdefault(said["name"], []).append(said["position"])
-
-
-def _pause(_: Workflows, execution: Execution, logged: Logged) -> None:
-    said = logged.message.payload
-    execution.paused = said["event"] == "ExecutionPaused"
-
-
-def _compensating(_: Workflows, execution: Execution, logged: Logged) -> None:
-    said = logged.message.payload
-    execution.ending, execution.undo = said["ending"], list(said["steps"])
-    execution.requests.clear()
-    execution.waits.clear()
-
-
-def _not_undone(_: Workflows, execution: Execution, logged: Logged) -> None:
-    step = logged.message.payload["stepId"]
-    execution.undo = [id for id in execution.undo if id != step]
-
-
-def _ended(state: Workflows, logged: Logged) -> None:
-    if state.live.pop(logged.message.target, None) is not None:
-        state.ended[logged.message.target] = logged.time
-    while state.ended:
-        oldest = next(iter(state.ended))
-        if logged.time - state.ended[oldest] < TOMBSTONE_TTL_MS:
-            break
-        del state.ended[oldest]
-
-
-def _defined(state: Workflows, logged: Logged) -> None:
-    fact = fact_of(logged.message, logged.time, Workflow.TOPIC)
-    state.known[logged.message.target] = fact.mutate(None)
-
-
-def _revised(state: Workflows, logged: Logged) -> None:
-    fact_of(logged.message, logged.time).mutate(state.known[logged.message.target])
-
-
 RERUN = "rerun"
 STARTS = ("execute", RERUN)
 COMMANDS: dict[str, commands.Command] = {**commands.COMMANDS, RERUN: reruns.rerun}
-FACTS = {
-    "WorkflowDefined": _defined,
-    "WorkflowRevised": _revised,
-    **dict.fromkeys(ENDS, _ended),
-}
-ON_EXECUTIONS = {
-    "StepWaiting": _waits,
-    "StepRetrying": _waits,
-    "StepCompleted": _completed,
-    "StepSkipped": _skipped,
-    "SignalReceived": _signalled,
-    "ExecutionPaused": _pause,
-    "ExecutionResumed": _pause,
-    "ExecutionCompensating": _compensating,
-    "StepNotUndone": _not_undone,
-}
 
 WORKFLOWS: Decider[Workflows] = Decider(
     name=subjects.WORKFLOWS,
@@ -385,7 +253,7 @@ WORKFLOWS: Decider[Workflows] = Decider(
         subject.kind != "event" or subject.source in SOURCES or subject.target == subjects.WORKFLOWS
     ),
     accept=accept,
-    settle=settle,
+    settle=outcomes.settle,
     moot=moot,
     needs=needs,
     decide=decide,

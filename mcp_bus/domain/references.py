@@ -1,7 +1,8 @@
 """References: how a later step names what an earlier one gave.
 
     "${steps.fetch.outputs.items[0].name}"     "${inputs.repo}"     "top ${inputs.n} of ${…}"
-    "${execution.id}"     and, in the outputs of a step, "${result.lines}"
+    "${execution.id}"     in the outputs of a step, "${result.lines}"
+    in the inputs of a step with forEach, "${item.name}" and "${index}"
 
 A text that is one reference takes the value with its JSON type; references inside a longer text
 become text. Which steps a value needs is known without running it, so that a definition is
@@ -30,7 +31,8 @@ _PART = re.compile(r"(?:^|\.)([A-Za-z0-9_][A-Za-z0-9_-]*)|\[([0-9]{1,9})\]")
 def path_of(text: str) -> Path:
     """`steps.a.outputs.x[0]` as its parts; Refused `unknown_reference` for anything else.
 
-    The root is `inputs`, `steps.ID.outputs`, `execution.id`, or the `result` of a step.
+    The root is `inputs`, `steps.ID.outputs`, `execution.id`, the `result` of a step, or an `item`
+    of a list and its `index`.
     """
     parts: list[str | int] = []
     at = 0
@@ -41,8 +43,8 @@ def path_of(text: str) -> Path:
         parts.append(found[1] if found[1] is not None else int(found[2]))
         at = found.end()
     rooted = (
-        parts[:1] in (["inputs"], ["result"])
-        or parts == ["execution", "id"]
+        parts[:1] in (["inputs"], ["result"], ["item"])
+        or parts in (["execution", "id"], ["index"])
         or (len(parts) >= 3 and parts[0] == "steps" and parts[2] == "outputs")
     )
     if not rooted:
@@ -65,6 +67,11 @@ def references(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, str):
         for found in _REFERENCE.finditer(value):
             yield found[1], pointer
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is one reference and nothing else, so that it takes a value of any type."""
+    return _REFERENCE.fullmatch(text) is not None
 
 
 def step_of(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -22,6 +23,7 @@ from mcp_bus import subjects
 from mcp_bus.config import ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX, POSITION_MAX
 from mcp_bus.domain import answers, commands, roles
 from mcp_bus.domain.agents import checked
+from mcp_bus.domain.answers import At
 from mcp_bus.domain.commands import OnExecution, Payloads
 from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition
@@ -53,7 +55,7 @@ class Plan:
     version: str
     definition: Definition
     start: int  # position of what holds the old one's inputs
-    answers: dict[str, int]  # step -> position of what it gave
+    answers: dict[str, At]  # by step
     skipped: list[str]
 
 
@@ -68,7 +70,8 @@ def needs(state: Workflows, logged: Logged, found: Mapping[int, Message]) -> Ite
     except Refused:
         return (at for at in found if at < logged.position)
     start = () if wanted.inputs is not None else (plan.start,)
-    return (wanted.at, *start, *plan.answers.values())
+    kept = ([at] if isinstance(at, int) else at for at in plan.answers.values())
+    return (wanted.at, *start, *chain.from_iterable(kept))
 
 
 def rerun(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
@@ -118,12 +121,12 @@ def _course(
     given: dict[str, Any],
 ) -> Course:
     """How it goes on from what is kept."""
-    execution.answers = plan.answers
+    execution.answers = dict.fromkeys(plan.answers, logged.position)
     execution.skipped = dict.fromkeys(plan.skipped)
     execution.kept = dict.fromkeys(plan.answers)
-    kept = {step: answers.result_of(payloads[position]) for step, position in plan.answers.items()}
     by_id = plan.definition.by_id
-    outputs = {step: {"outputs": answers.given(by_id[step], kept[step])} for step in kept}
+    kept = {step: answers.result_at(by_id[step], at, payloads) for step, at in plan.answers.items()}
+    outputs = {step: {"outputs": answers.outputs_given(by_id[step], kept[step])} for step in kept}
     for step, result in kept.items():
         if len(dumps(result)) > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"what {step} gave is too large to be said again", code="too_large")
@@ -131,7 +134,7 @@ def _course(
     decided = {at: message for at, message in payloads.items() if at > logged.position}
     held = commands.held_in(decided)
     course = Course(logged, execution, plan.definition, context, state.agents, held)
-    course.begin_again(kept)
+    course.begin_again(kept, plan.answers)
     return course
 
 

@@ -6,8 +6,8 @@ import hashlib
 from datetime import datetime
 
 from mcp_bus.config import POSITION_MAX, WAIT_MS_MAX
-from mcp_bus.domain.definitions import Retry, Wait
-from mcp_bus.errors import Refused
+from mcp_bus.domain.definitions import Retry, Step, Wait
+from mcp_bus.errors import BusError, Refused
 
 
 def moment_of(wait: Wait, now: int) -> int | None:
@@ -31,6 +31,23 @@ def delay_ms(retry: Retry, attempt: int, seed: str) -> int:
     delay = min(grown, retry.max_delay_ms)
     drawn = int.from_bytes(hashlib.sha256(f"{seed}|{attempt}".encode()).digest()[:4], "big") / 2**32
     return int(delay * (1 - retry.jitter * drawn))
+
+
+def again(retry: Retry, attempt: int, error: BusError) -> bool:
+    """Whether a step whose attempt failed is asked again."""
+    worth = error.retryable and error.code not in retry.non_retryable
+    return worth and attempt < retry.max_attempts
+
+
+def overdue(step: Step, agent: str, *, silent: bool) -> Refused:
+    """What is said of an agent that did not answer in time, or gave no sign of progress."""
+    if silent:
+        passed, code = step.heartbeat_timeout_ms, "heartbeat_timeout"
+        detail = f"{agent} gave no sign of progress with {step.action} for {passed} ms"
+    else:
+        code = "step_timeout"
+        detail = f"{agent} did not answer {step.action} within {step.timeout_ms} ms"
+    return Refused(detail, code=code, retryable=True)
 
 
 def unix_ms(value: object) -> int:

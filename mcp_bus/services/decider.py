@@ -187,9 +187,12 @@ class Session(Generic[S]):
         except MessageError:
             self._fold.skip(record.position, record.time)  # the recorder keeps it in quarantine
             return
-        for read in self._fold.apply(Logged(record.position, record.time, message)):
+        inputs = self._fold.apply(Logged(record.position, record.time, message))
+        for read in inputs:
             self._since[read.position] = _now()
-            self._messages.keep(read.position, read.message)
+        answers = message.kind == "response" and message.target == self._fold.decider.name
+        if inputs or answers:  # an answer that is no input may be needed too, or becomes one
+            self._messages.keep(record.position, message, len(record.data))
 
     def _forget_settled(self) -> None:
         undecided = self._fold.undecided
@@ -306,8 +309,7 @@ class Session(Generic[S]):
         """What deciding an input needs besides it."""
         found: dict[int, Message] = {}
         while lacking := self._fold.lacks(logged, found):
-            for position in lacking:
-                found[position] = await self._messages.get(position)
+            found |= await self._messages.get_all(lacking)
         return found
 
     # --- time

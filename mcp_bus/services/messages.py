@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from mcp_bus import config
 from mcp_bus.errors import MessageError
@@ -23,29 +24,41 @@ class MessageCache:
     def __init__(self, log: Log, history: History) -> None:
         self._log = log
         self._history = history
-        self._kept: OrderedDict[int, Message] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Message, int]] = OrderedDict()
         self._bytes = 0
 
-    def keep(self, position: int, message: Message) -> None:
-        self._kept[position] = message
-        self._bytes += len(message.encode())
+    def keep(self, position: int, message: Message, size: int) -> None:
+        """Remember a message that takes so many bytes, and forget the oldest that were kept."""
+        if position in self._kept:
+            return
+        self._kept[position] = message, size
+        self._bytes += size
         while (
             len(self._kept) > config.PAYLOAD_CACHE_MESSAGES_MAX
             or self._bytes > config.PAYLOAD_CACHE_BYTES_MAX
         ):
-            _, forgotten = self._kept.popitem(last=False)
-            self._bytes -= len(forgotten.encode())
+            _, (_, forgotten) = self._kept.popitem(last=False)
+            self._bytes -= forgotten
+
+    async def get_all(self, positions: Sequence[int]) -> dict[int, Message]:
+        """The messages at some positions; see get."""
+        found = {at: self._kept[at][0] for at in positions if at in self._kept}
+        lacking = [at for at in positions if at not in found]
+        for first in range(0, len(lacking), config.PAYLOAD_READS_MAX):
+            some = lacking[first : first + config.PAYLOAD_READS_MAX]
+            read = await asyncio.gather(*map(self.get, some))
+            found.update(zip(some, read, strict=True))
+        return found
 
     async def get(self, position: int) -> Message:
         """The message at a position; Unavailable when nobody answers, else Lost."""
-        known = self._kept.get(position)
-        if known is not None:
-            return known
+        if position in self._kept:
+            return self._kept[position][0]
         for tries in range(1, config.PAYLOAD_TRIES_MAX + 1):
             record = await self._log.get(position)
             if record is not None:
                 message = self._read(record)
-                self.keep(position, message)
+                self.keep(position, message, len(record.data))
                 return message
             if position < (await self._log.info()).first:
                 break
@@ -54,7 +67,7 @@ class MessageCache:
         recorded = await self._history.message(position)
         if recorded is None:
             raise Lost(f"the log has no message at {position}")
-        self.keep(position, recorded)
+        self.keep(position, recorded, len(recorded.encode()))
         return recorded
 
     @staticmethod

@@ -36,6 +36,7 @@ CREATE TABLE execution_steps (
     status            text NOT NULL,        -- running, waiting, retrying, completed, skipped, failed,
                                             -- cancelled, undoing, undone, not_undone
     attempt           integer NOT NULL,
+    items             integer,              -- of a step with forEach, which has no request of its own
     inputs            json,
     outputs           json,
     error             json,

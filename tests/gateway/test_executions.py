@@ -96,6 +96,20 @@ async def test_what_was_done_is_undone(bus: Rest, nats: Nats) -> None:
     assert statuses(found) == {"a": "undone", "b": "failed"}
 
 
+async def test_each_item_of_a_list_is_asked_for(bus: Rest, nats: Nats) -> None:
+    """The read model has one step, whose outputs are those of all items, in order."""
+    items = {"forEach": "${inputs.texts}", "maxParallel": 3, "inputs": {"text": "${item}"}}
+    texts = [str(number) for number in range(20)]
+    async with echo(nats):
+        await define(bus, asks("all", **items))
+        said = await bus.call("PUT", "/workflows/w/execute", {"inputs": {"texts": texts}})
+        found = await ended(bus, f"/executions/{said.body['executionId']}")
+    assert (found["status"], statuses(found)) == ("completed", {"all": "completed"})
+    step = found["steps"][0]
+    assert found["outputs"] == step["outputs"] == [{"text": text} for text in texts]
+    assert (step["items"], step["requestPosition"]) == (20, None)
+
+
 async def test_one_key_starts_one_execution(bus: Rest, nats: Nats) -> None:
     """However often it is sent; with other inputs it is a conflict."""
     async with echo(nats):

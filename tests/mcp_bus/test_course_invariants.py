@@ -57,7 +57,7 @@ class World:
         defined = self.history.command("workflows", "define", self.definition)
         assert "outputs" in defined, defined
         self.begun = len(self.history.log)
-        self.command("execute", workflowId="w", inputs={"n": random.randint(0, 3)})
+        self.command("execute", workflowId="w", inputs=inputs(random))
         self.id = str(self.history.log[-1].message.metadata.message_id)
 
     @property
@@ -146,7 +146,7 @@ class World:
                 return
             assert execution.requests or execution.waits, "it waits for nothing"
             open_ = [r for r in execution.requests.values() if not r.closed]
-            assert len(open_) == len(execution.requests), "an answer is not decided"
+            assert all(r.noted for r in execution.requests.values() if r.closed)
             if open_:
                 request = next(
                     r
@@ -164,6 +164,10 @@ class World:
             for message in self.fold.due(self.history.time):
                 self.history.append(message, 0)
         raise AssertionError("it does not end")
+
+
+def inputs(random: Random) -> dict[str, Any]:
+    return {"n": random.randint(0, 3), "list": list(range(random.choice([0, 1, 3, 9, 9])))}
 
 
 def definition(random: Random) -> dict[str, Any]:
@@ -198,6 +202,9 @@ def asks(random: Random, step: dict[str, Any], before: list[str]) -> None:
     step |= {"agentId": who, "action": "echo", "inputs": {}, "timeoutMs": 5000}
     if before and random.random() < 0.4:
         step["inputs"] = {"x": f"${{steps.{random.choice(before)}.outputs.n}}"}
+    if random.random() < 0.25:
+        step["forEach"] = "${inputs.list}"
+        step["maxParallel"] = random.choice([1, 2, 4, 8])
     if random.random() < 0.4 or who == "capability:none":
         step["retry"] = {"maxAttempts": random.randint(1, 3), "initialDelayMs": 500}
     if random.random() < 0.2:
@@ -253,9 +260,9 @@ def check(world: World) -> None:
 
 
 def one_at_a_time(execution: Execution) -> None:
-    """No step has two requests under way, or waits twice, or both."""
-    under_way = [r.step for r in execution.requests.values() if not r.closed]
-    under_way += [waiting.step for waiting in execution.waits.values()]
+    """No step has two requests under way, or waits twice, or both; no item of one has."""
+    under_way = [(r.step, r.item) for r in execution.requests.values() if not r.closed]
+    under_way += [(waiting.step, waiting.item) for waiting in execution.waits.values()]
     assert max(Counter(under_way).values(), default=0) <= 1, under_way
 
 
@@ -282,7 +289,8 @@ def asked_once(world: World) -> None:
     asked = []
     for request in world.history.requests():
         about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
-        asked.append((about["id"], about["attempt"], about.get("undoes", False)))
+        item = about.get("item", {}).get("index")
+        asked.append((about["id"], item, about["attempt"], about.get("undoes", False)))
     assert max(Counter(asked).values(), default=0) <= 1, asked
 
 

@@ -79,7 +79,7 @@ def keeps(world: World, start: str, end: dict[str, Any]) -> None:
     kept = {said["stepId"]: said for said in facts(world, "kept")}
     assert kept.keys() == end["answers"].keys() - anew
     assert {step: said["kept"] for step, said in kept.items()} == {
-        step: end["answers"][step] for step in kept
+        step: last(end["answers"][step], said["kept"]) for step, said in kept.items()
     }
     asked = {asked_for(request)["id"] for request in requests(world)}
     assert not asked & (kept.keys() | set(end["skipped"]) - anew)
@@ -87,11 +87,19 @@ def keeps(world: World, start: str, end: dict[str, Any]) -> None:
         assert not kept.keys() & set(said["steps"])
 
 
+def last(at: int | list[int], nothing: int) -> int:
+    """Where the last answer stands of what ended a step; it may have had no items."""
+    return at if isinstance(at, int) else max(at, default=nothing)
+
+
 def names_what_ended_them(world: World, end: dict[str, Any]) -> None:
-    """Each position is that of a message which ended that step; what was undone has none."""
+    """Each position is that of a message which ended that step, or one of its items; what was
+    undone has none."""
     log = world.history.log
     asked = {r.metadata.message_id: asked_for(r) for r in world.history.requests()}
-    for step, position in end["answers"].items():
+    named = end["answers"].items()
+    flat = [(step, p) for step, at in named for p in ([at] if isinstance(at, int) else at)]
+    for step, position in flat:
         message = log[position - 1].message
         if message.kind == "response" and message.metadata.causation_id is not None:
             about = asked[message.metadata.causation_id]
@@ -105,7 +113,9 @@ def names_what_ended_them(world: World, end: dict[str, Any]) -> None:
 def asks_once(world: World) -> None:
     """No step has a further request except by retry; no compensation has two."""
     told = [asked_for(request) for request in requests(world)]
-    asked = Counter((of["id"], of["attempt"], of.get("undoes", False)) for of in told)
+    asked = Counter(
+        (of["id"], *(str(of.get(n)) for n in ("item", "attempt", "undoes"))) for of in told
+    )
     assert max(asked.values(), default=0) <= 1, asked
 
 

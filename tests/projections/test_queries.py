@@ -51,6 +51,7 @@ async def test_an_execution_is_told_step_by_step(
             "action": "echo",
             "status": "running",
             "attempt": 1,
+            "items": None,
             "inputs": {},
             "outputs": None,
             "error": None,

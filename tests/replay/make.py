@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mcp_bus.domain import conditions, frozen, roles, steps, workflows
+from mcp_bus.domain import conditions, frozen, roles, steps, way, workflows
 from mcp_bus.domain.load import Load
 from mcp_bus.domain.workflows import Workflow
 from tests.mcp_bus.history import History
@@ -55,7 +55,7 @@ def rules(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(steps.Course, "_undo", undo_in_order)
     patch.setattr(Load, "choose", last)
     patch.setattr(conditions, "holds", lambda *given: not given[0] or not holds(*given))
-    patch.setattr(steps, "delay_ms", lambda *_: 7)
+    patch.setattr(way, "delay_ms", lambda *_: 7)
     patch.setattr(Workflow, "next_version", lambda w: str(100 + len(w.order)))
     patch.setattr(workflows, "check", lambda _: None)
     patch.setattr(roles.Principal, "require", lambda *_: None)

@@ -1,0 +1,111 @@
+"""What one decision about an execution says: facts, requests, and that nobody waits for an answer.
+
+Facts come first and requests last: an answer may be stored right behind its request. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mcp_bus import subjects
+from mcp_bus.config import ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.domain import conditions
+from mcp_bus.domain.agents import Agents
+from mcp_bus.domain.decider import Draft, Logged, event
+from mcp_bus.domain.definitions import Asking, Step
+from mcp_bus.domain.execution import Execution, Request
+from mcp_bus.domain.items import Item
+from mcp_bus.domain.references import resolve
+from mcp_bus.errors import BusError, Refused
+from mcp_bus.messages import dumps
+
+# of each request's target that the log holds of a decision, or why there is none: by step, item
+Held = Mapping[tuple[str, int | None], str | BusError]
+
+
+class Saying:
+    """The drafts of a decision, as it goes on."""
+
+    def __init__(
+        self,
+        logged: Logged,
+        execution: Execution,
+        context: dict[str, Any],
+        agents: Agents,
+        held: Held,
+    ) -> None:
+        self._logged = logged
+        self._execution = execution
+        self._context = context
+        self._agents = agents
+        self._held = held
+        self._facts: list[Draft] = []
+        self._cancels: list[Draft] = []
+        self._requests: list[Draft] = []
+
+    @property
+    def drafts(self) -> list[Draft]:
+        return [*self._facts, *self._cancels, *self._requests]
+
+    @property
+    def version(self) -> dict[str, Any]:
+        return {"workflowId": self._execution.workflow, "version": self._execution.version}
+
+    def fact(self, payload: Mapping[str, Any]) -> None:
+        """A fact about the execution, always in its own conversation."""
+        name = self._execution.id
+        said = event(self._logged, name, dict(payload))
+        self._facts.append(replace(said, correlation_id=name))
+
+    def ask(
+        self, step: Step, asked: Asking, attempt: int, item: Item | None = None, **more: Any
+    ) -> None:
+        """The request of a step, for one of its items, or of what undoes it; raises BusError where
+        none can be made."""
+        target, needed = asked.agent_id, subjects.capability_in(asked.agent_id)
+        edited = self._context["edited"] if asked is step.asking else {}
+        context = self._context if item is None else item.context(self._context)
+        inputs = edited[step.id] if step.id in edited else resolve(asked.inputs, context)
+        size = len(dumps(inputs))
+        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
+            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        if needed is not None:
+            target = self._chosen(step, item, needed, asked.action)
+        about = {**self.version, "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
+        about |= step.limits
+        if item is not None:
+            about["item"] = item.as_json()
+        cause = self._logged.message.metadata
+        self._requests.append(
+            Draft(
+                "request",
+                target,
+                {"action": asked.action, "inputs": inputs},
+                self._execution.id,
+                causation_id=cause.message_id,
+                traceparent=cause.traceparent,
+                step={**about, **self.operands(step), **more},
+                capabilities=(needed,) if needed is not None else (),
+            )
+        )
+
+    def cancel(self, request: Request) -> None:
+        """Tell an agent that nobody waits for its answer any more."""
+        self._cancels.append(request.cancel(self._logged, self._execution.id))
+
+    def take_back_requests(self) -> None:
+        """The execution ends: nobody is asked."""
+        self._requests.clear()
+
+    def operands(self, step: Step) -> dict[str, Any]:
+        """What the pre-condition was judged by, to be recorded."""
+        return {"operands": conditions.operands(step.pre, self._context)} if step.pre else {}
+
+    def _chosen(self, step: Step, item: Item | None, capability: str, action: str) -> str:
+        """Who is asked; Unavailable `no_capable_agent`. What the log holds is not chosen again."""
+        held = self._held.get((step.id, None if item is None else item.index))
+        if isinstance(held, BusError):
+            raise held
+        return held or self._agents.choose(capability, action, self._logged.time)
