@@ -46,6 +46,7 @@ DEAD_LETTERS_TABLE = Table(
         "workflow_id": "text",
         "execution_id": "text",
         "step_id": "text",
+        "item": "integer",
         "undoes": "boolean",
     },
 )
@@ -62,7 +63,7 @@ NOT_ASKED = ("step_skipped", "signal_timeout")
 _SELECT = """
 SELECT
     d.position, d.time_us / 1000 AS time, d.asker, d.error,
-    d.workflow_id, d.execution_id, d.step_id, d.undoes,
+    d.workflow_id, d.execution_id, d.step_id, d.item, d.undoes,
     coalesce(s.agent_id, planned.agent_id, d.agent_id) AS agent_id,
     coalesce(s.action, planned.action, d.action) AS action,
     coalesce(s.request_position, d.request_position) AS request_position,
@@ -112,6 +113,7 @@ def _letter(row: Any) -> Json:
         "workflowId": row["workflow_id"],
         "executionId": row["execution_id"],
         "stepId": row["step_id"],
+        "item": row["item"],
         "undoes": row["undoes"],
         "redriven": redriven if row["redriver"] else None,
     }
@@ -119,16 +121,16 @@ def _letter(row: Any) -> Json:
 
 async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
     requests = await _not_there(connection, batch)
-    undoing = await _undoing(connection, batch)
+    asked = await _asked(connection, batch)
     letters: list[Row] = []
     redrives: dict[str, Row] = {}
     for message in batch:
         if message.source == REGISTRY and message.event == "RequestGivenUp":
             letters += _given_up(message)
         elif message.source == WORKFLOWS and message.event == "ExecutionFailed":
-            letters += _failed(message)
+            letters += _failed(message, asked.get(message.position))
         elif message.source == WORKFLOWS and message.event == "StepNotUndone":
-            letters.append(_not_undone(message, undoing.get(message.position)))
+            letters.append(_not_undone(message, asked.get(message.position)))
         elif message.position in requests:
             letters.append(_unanswered(message, requests[message.position]))
         elif (name := _redriven(message)) is not None:
@@ -150,18 +152,19 @@ def _given_up(fact: Entry) -> list[Row]:
     return [_row(fact, asker, request_position=fact.get("requestPosition"), **asked)]
 
 
-def _failed(fact: Entry) -> list[Row]:
-    """The step by which an execution failed."""
+def _failed(fact: Entry, request: Entry | None) -> list[Row]:
+    """The step by which an execution failed; of one with forEach, the item."""
     step, error = fact.get("stepId"), error_of(fact.get("error"))
     if not is_id(step) or error["code"] in NOT_ASKED:
         return []
-    of = {"execution_id": fact.target, "workflow_id": label(fact.get("workflowId"))}
+    of: Row = {"execution_id": fact.target, "workflow_id": label(fact.get("workflowId"))}
+    of |= {"item": _item(fact), "request_position": request.position if request else None}
     return [_row(fact, WORKFLOWS, name=f"{fact.target}/{step}", step_id=step, **of)]
 
 
 def _not_undone(fact: Entry, request: Entry | None) -> Row:
     """A step that could not be undone, and what was asked for that, if anything was."""
-    of = {"execution_id": fact.target, "step_id": label(fact.get("stepId")), "undoes": True}
+    of: Row = {"execution_id": fact.target, "step_id": label(fact.get("stepId")), "undoes": True}
     if request is None:
         return _row(fact, WORKFLOWS, **of)
     asked = {"agent_id": request.target, "action": label(request.get("action"))}
@@ -227,10 +230,18 @@ async def _not_there(connection: asyncpg.Connection, batch: Batch) -> dict[int, 
     }
 
 
-async def _undoing(connection: asyncpg.Connection, batch: Batch) -> dict[int, Entry]:
-    """The requests by which steps were to be undone in vain, by position of the fact: what it
+async def _asked(connection: asyncpg.Connection, batch: Batch) -> dict[int, Entry]:
+    """What was asked for in vain to undo a step, or for an item, by position of the fact: what that
     follows from, an answer or what the clock says, names the request as its cause."""
-    facts = [m for m in batch if m.source == WORKFLOWS and m.event == "StepNotUndone"]
+    facts = [
+        message
+        for message in batch
+        if message.source == WORKFLOWS
+        and (
+            message.event == "StepNotUndone"
+            or (message.event == "ExecutionFailed" and _item(message) is not None)
+        )
+    ]
     causes = await _by_ids(connection, batch, {fact.causation_id for fact in facts})
     named = {cause.causation_id for cause in causes.values()}
     requests = await _by_ids(connection, batch, named)
@@ -238,10 +249,23 @@ async def _undoing(connection: asyncpg.Connection, batch: Batch) -> dict[int, En
     for fact in facts:
         cause = causes.get(fact.causation_id)
         request = requests.get(cause.causation_id) if cause else None
-        step = request.metadata.get("step") if request else None
-        if request is not None and isinstance(step, dict) and step.get("id") == fact.get("stepId"):
+        if request is not None and _is_of(request, fact):
             found[fact.position] = request  # else it could not be asked for
     return found
+
+
+def _is_of(request: Entry, fact: Entry) -> bool:
+    """Whether a request is for the step that a fact names, and for its item."""
+    step = request.metadata.get("step")
+    if not isinstance(step, dict) or step.get("id") != fact.get("stepId"):
+        return False
+    return fact.event != "ExecutionFailed" or step.get("item") == fact.get("item")
+
+
+def _item(fact: Entry) -> int | None:
+    item = fact.get("item")
+    index = item.get("index") if isinstance(item, dict) else None
+    return index if isinstance(index, int) and 0 <= index < 2**31 else None
 
 
 async def _by_ids(

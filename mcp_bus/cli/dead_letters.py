@@ -87,4 +87,5 @@ def _of(letter: dict[str, Any]) -> str:
     if letter["executionId"] is None:
         return str(letter["asker"])
     undoes = "undoing " if letter["undoes"] else ""
-    return f"{letter['executionId']}, {undoes}{letter['stepId']}"
+    item = "" if letter["item"] is None else f"[{letter['item']}]"
+    return f"{letter['executionId']}, {undoes}{letter['stepId']}{item}"

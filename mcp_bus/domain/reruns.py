@@ -162,6 +162,12 @@ def _plan(state: Workflows, wanted: Rerun, end: Message) -> Plan:
             code="unknown_step",
             pointer="/from",
         )
+    step = definition.by_id[wanted.from_]
+    if wanted.step_inputs is not None and (step.asking is None or step.for_each is not None):
+        raise Refused(
+            f"{step.id} does not ask one agent once: its inputs cannot be given",
+            pointer="/stepInputs",
+        )
     kept = _kept(definition, {*said["answers"], *said["skipped"]} - {wanted.from_})
     return Plan(
         workflow.id,

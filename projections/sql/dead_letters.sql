@@ -12,6 +12,7 @@ CREATE TABLE dead_letters (
     workflow_id      text,                  -- of a step
     execution_id     text,
     step_id          text,
+    item             integer,               -- of a step with forEach, from 0
     undoes           boolean NOT NULL       -- what could not be done is to undo the step
 );
 

@@ -307,6 +307,18 @@ def test_what_cannot_be_run_again_is_refused(inputs: dict[str, Any], code: str) 
     assert run.history.folds[1].state.live == {}
 
 
+@pytest.mark.parametrize(
+    "last", [{"id": "c", "wait": {"ms": 1}}, step("c", forEach="${inputs.of}")]
+)
+def test_only_a_step_that_asks_once_is_given_inputs(last: dict[str, Any]) -> None:
+    """One that waits takes none, and one with forEach asks for each item with its own."""
+    run = Run(step("a"), step("b"), last, inputs={"of": [1]})
+    run.reply("a")
+    run.fail("b", **GONE)
+    assert errors_of(rerun(run, "c", stepInputs={})) == [("bad_value", "/stepInputs")]
+    assert "outputs" in rerun(run, "c")
+
+
 def test_only_the_engine_says_where_answers_stand() -> None:
     """An agent's event in the same words does not; nor does an end of an older release."""
     run = three()

@@ -57,6 +57,7 @@ async def test_a_step_is_one_when_its_attempts_are_used_up(
         "workflowId": "w",
         "executionId": execution,
         "stepId": "a",
+        "item": None,
         "undoes": False,
         "redriven": None,
     }
@@ -152,3 +153,23 @@ async def test_what_could_not_be_undone_is_one(
     assert shown
     assert shown["request"]["context"]["metadata"]["messageId"] == undoing.metadata.message_id
     assert shown["request"]["context"]["payload"]["inputs"] == {"back": 1}
+
+
+async def test_an_item_is_one_with_what_was_asked_for_it(
+    connection: asyncpg.Connection, pool: asyncpg.Pool
+) -> None:
+    """Of a step with forEach, the item by which it failed."""
+    history = History()
+    history.command("registry", "register", agent("echo", "echo"))
+    each = step("a", forEach="${inputs.of}", inputs={"n": "${item}"})
+    history.command("workflows", "define", workflow(each))
+    inputs = {"of": [4, 5, 6]}
+    history.command("workflows", "execute", {"workflowId": "w", "inputs": inputs})
+    asked = history.requests()[1]
+    error = {"error": {"code": "odd", "message": "no", "retryable": False}}
+    history.say(Message.answer(asked, "echo", error))
+    (letter,) = await told(connection, pool, history)
+    assert (letter["stepId"], letter["item"], letter["agentId"]) == ("a", 1, "echo")
+    shown = await dead_letters.one(pool, letter["position"])
+    assert shown
+    assert shown["request"]["context"]["payload"]["inputs"] == {"n": 5}
