@@ -1,7 +1,7 @@
-"""Keep what this build decides: `python -m tests.replay.make NUMBER`, once for a new form.
+"""Keep what this build decides: `python -m tests.replay.make NUMBER [STORY…]`, once for a new form.
 
-Writes `NUMBER-STORY.jsonl` and `NUMBER-STORY.states.json` for each story, and never over one that
-is there. The story `otherwise` is decided by rules that are not those of any build.
+Writes `NUMBER-STORY.jsonl` and `NUMBER-STORY.states.json` for these stories, or for each, and never
+over one that is there. The story `otherwise` is decided by rules that are not those of any build.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HERE = Path(__file__).parent
 STATES = 4  # of each decider, the last one at the end
 
 
-def main(number: str) -> None:
-    for name, parts in STORIES.items():
+def main(number: str, *names: str) -> None:
+    for name in names or STORIES:
         with pytest.MonkeyPatch.context() as patch:
             if name == "otherwise":
                 rules(patch)
             story = Story()
-            for part in parts:
+            for part in STORIES[name]:
                 part(story)
         write(HERE / f"{number}-{name}", story.history)
 
@@ -83,4 +83,4 @@ def write(path: Path, history: History) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

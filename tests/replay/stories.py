@@ -38,6 +38,17 @@ class Story:
     def on(self, execution: str, action: str, **more: Any) -> None:
         self.tell("workflows", action, {"executionId": execution, **more})
 
+    def rerun(self, execution: str, start: str, **more: Any) -> str:
+        """Run what has ended again; the new execution's id."""
+        at = max(
+            logged.position
+            for logged in self.history.log
+            if logged.message.target == execution and "answers" in logged.message.payload
+        )
+        wanted = {"executionId": execution, "from": start, "at": at, **more}
+        outputs = self.tell("workflows", "rerun", wanted).get("outputs", {})
+        return str(outputs.get("executionId"))
+
     def request(self, execution: str, name: str) -> Message | None:
         """The last request of a step; None where other rules did not ask for it."""
         found = [
@@ -188,6 +199,34 @@ def undoing(story: Story) -> None:
     story.later(1001)
 
 
+def reruns(story: Story) -> None:
+    """Executions that are run again: after a fix, with other inputs, once by a key, and again."""
+    never = {"pre": {"inputs.n": 5}}
+    go = {"id": "go", "wait": {"signal": "go"}}
+    steps = (step("a"), step("s", conditions=never), go, undone("b"), step("c"))
+    one = story.start(*steps, inputs={"n": 1})
+    story.reply(one, "a", {"id": 1})
+    story.on(one, "signal", name="go", payload={"by": "ann"})
+    story.reply(one, "b", {"id": 2})
+    story.fail(one, "c", BROKEN)
+    story.reply(one, "b")  # which is undone
+    two = story.rerun(one, "c", inputs={"n": 2}, stepInputs={"x": "${as.it.stands}"})
+    story.reply(two, "b", {"id": 3})
+    story.reply(two, "c")
+    for _ in range(2):
+        story.rerun(two, "c", idempotencyKey="k")
+    story.start(*steps[:-1], step("c", inputs={"x": "${inputs.none}"}), inputs={"n": 5})
+    story.rerun(story.rerun(two, "c", version="2"), "b", version="1")
+    for start, more in (("z", {}), ("go", {"stepInputs": {}}), ("c", {"version": "9"})):
+        story.rerun(two, start, **more)
+    each = step("a", forEach="${inputs.of}", inputs={"n": "${item}"})
+    three = story.start(each, step("b"), inputs={"of": [1, 2]})
+    for request in story.history.requests()[-2:]:
+        story.history.say(Message.answer(request, "echo", {"outputs": {"id": 4}}))
+    story.fail(three, "b", BROKEN)
+    story.rerun(three, "b")
+
+
 def refusals(story: Story) -> None:
     """What is told to who asks for too much; other rules let it in."""
     nobody = {"subject": "eve", "roles": []}
@@ -210,5 +249,6 @@ STORIES: dict[str, tuple[Callable[[Story], None], ...]] = {
     "agents": (agents,),
     "courses": (courses, refusals, halves),
     "undoing": (undoing, halves),
+    "reruns": (reruns, halves),
     "otherwise": (agents, courses, undoing, refusals, halves),
 }
