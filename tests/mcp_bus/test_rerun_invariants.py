@@ -51,17 +51,26 @@ def test_a_rerun_asks_for_nothing_that_it_keeps_and_ends(seed: int) -> None:
 
 
 def rerun(world: World, step: str) -> dict[str, Any]:
-    """Run the world's execution again; from here on it is the new one's."""
+    """Run the world's execution again; from here on it is the new one's. The engine crashes with a
+    part of that decision published."""
     at = next(
         logged.position
         for logged in reversed(world.history.log)
         if logged.message.target == world.id and "answers" in logged.message.payload
     )
-    inputs = {"executionId": world.id, "from": step, "at": at}
-    said = world.history.command("workflows", "rerun", inputs)
-    assert "outputs" in said, said
-    world.id = said["outputs"]["executionId"]
-    return dict(said["outputs"])
+    world.command("rerun", executionId=world.id, **{"from": step, "at": at})
+    command = world.history.log[-1]
+    outputs = world.history.decide(world.fold, command.position)
+    for output in outputs[: world.random.randint(0, len(outputs))]:
+        world.history.append(output, 1)
+    world.crash()
+    world.history.settle()
+    said = [logged.message for logged in world.history.log[command.position :]]
+    assert len([m.metadata.message_id for m in said]) == len({m.metadata.message_id for m in said})
+    started = next(m.payload for m in said if m.kind == "response" and m.source == "workflows")
+    assert "outputs" in started, started
+    world.id = started["outputs"]["executionId"]
+    return dict(started["outputs"])
 
 
 def facts(world: World, key: str) -> list[dict[str, Any]]:
