@@ -109,6 +109,17 @@ async def test_rerun_writes_no_second_report(bus: Bus) -> None:
     assert names["written"] == ["rain"]
 
 
+async def test_for_each_reads_two_chapters_at_a_time(bus: Bus) -> None:
+    """And keeps their order, whichever is read first."""
+    names = program("for_each")
+    async with names["agent"]:
+        await bus.define(workflow("for_each"))
+        chapters = [f"Part {n}. And so on." for n in range(5)]
+        done = await bus.run_workflow("for-each", {"chapters": chapters})
+    assert done == {"book": "Part 0; Part 1; Part 2; Part 3; Part 4"}
+    assert (max(names["at_once"]) <= 2, len(names["at_once"])) == (True, 5)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
 def test_every_example_is_told(path: Path) -> None:
     """In docs/workflows.md, with its agents beside it."""
