@@ -124,7 +124,8 @@ def tree(execution: Execution, now_ms: float) -> Tree:
     drawn = Tree(line(execution, title, execution["id"], execution["status"]))
     for step in execution["steps"]:
         again = f"attempt {step['attempt']}" if (step["attempt"] or 1) > 1 else ""
-        branch = drawn.add(line(step, step["id"], _asks(step), step["status"], again))
+        items = f"{step['items']} items" if step["items"] is not None else ""
+        branch = drawn.add(line(step, step["id"], _asks(step), items, step["status"], again))
         if step["error"] and step["status"] != "completed":
             branch.add(Text(screen.plain(_error(step)), "red"))
     return drawn

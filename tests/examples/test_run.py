@@ -114,6 +114,7 @@ STEP: dict[str, Any] = {
     "action": "do",
     "status": "pending",
     "attempt": None,
+    "items": None,
     "error": None,
     "started": None,
     "ended": None,
@@ -131,6 +132,7 @@ ERROR = {"code": "busy", "message": "[red]later\x1b[2J"}
             ["├── ↻ s  a.do  retrying  attempt 2  1.0 s", "│   └── busy: [red]later [2J"],
         ),
         ({"status": "completed", "started": 1, "ended": 3001}, ["├── ✓ s  a.do  completed  3.0 s"]),
+        ({"items": 12}, ["├── · s  a.do  12 items  pending"]),
         ({"status": "what?"}, ["├── ? s  a.do  what?"]),
     ],
 )
