@@ -41,31 +41,37 @@ class Story:
     def rerun(self, execution: str, start: str, **more: Any) -> str:
         """Run what has ended again; the new execution's id."""
         at = max(
-            logged.position
-            for logged in self.history.log
-            if logged.message.target == execution and "answers" in logged.message.payload
+            (
+                logged.position
+                for logged in self.history.log
+                if logged.message.target == execution and "answers" in logged.message.payload
+            ),
+            default=1,  # other rules did not end it
         )
         wanted = {"executionId": execution, "from": start, "at": at, **more}
         outputs = self.tell("workflows", "rerun", wanted).get("outputs", {})
         return str(outputs.get("executionId"))
 
-    def request(self, execution: str, name: str) -> Message | None:
-        """The last request of a step; None where other rules did not ask for it."""
+    def request(self, execution: str, name: str, item: int | None = None) -> Message | None:
+        """The last request of a step, or for an item of it; None where other rules did not ask for
+        it."""
         found = [
             r
             for r in self.history.requests()
-            if r.metadata.correlation_id == execution and asked_for(r)["id"] == name
+            if r.metadata.correlation_id == execution
+            and asked_for(r)["id"] == name
+            and (item is None or asked_for(r).get("item", {}).get("index") == item)
         ]
         return found[-1] if found else None
 
-    def reply(self, execution: str, name: str, outputs: Any = None) -> None:
-        self._answer(execution, name, {"outputs": {} if outputs is None else outputs})
+    def reply(self, execution: str, name: str, outputs: Any = None, **more: int) -> None:
+        self._answer(execution, name, {"outputs": {} if outputs is None else outputs}, **more)
 
-    def fail(self, execution: str, name: str, error: dict[str, Any] = LATER) -> None:
-        self._answer(execution, name, {"error": error})
+    def fail(self, execution: str, name: str, error: dict[str, Any] = LATER, **more: int) -> None:
+        self._answer(execution, name, {"error": error}, **more)
 
-    def _answer(self, execution: str, name: str, payload: Any) -> None:
-        if request := self.request(execution, name):
+    def _answer(self, execution: str, name: str, payload: Any, **more: int) -> None:
+        if request := self.request(execution, name, **more):
             self.history.say(Message.answer(request, request.target, payload))
 
     def progress(self, execution: str, name: str) -> None:
@@ -227,6 +233,33 @@ def reruns(story: Story) -> None:
     story.rerun(three, "b")
 
 
+def items(story: Story) -> None:
+    """Steps that ask for each item: all answered, asked again, failed, undone, run again, left."""
+    each = {"forEach": "${inputs.list}", "maxParallel": 2, "inputs": {"x": "${item}"}}
+    told = step("b", inputs={"all": "${steps.a.outputs}"})
+    one = story.start(step("a", **each), told, inputs={"list": ["p", "q", "r"]})
+    for item in (1, 0, 2):
+        story.reply(one, "a", {"n": item}, item=item)
+    story.reply(one, "b", {"done": True})
+    two = story.rerun(one, "b")
+    story.reply(two, "b")
+    story.rerun(one, "a", inputs={"list": ["s"]})
+    again = {**each, "retry": {"maxAttempts": 2, "initialDelayMs": 100}}
+    three = story.start(undone("u"), step("a", **again), inputs={"list": [1, 2, 3, 4]})
+    story.reply(three, "u", {"id": 1})
+    story.fail(three, "a", item=0)
+    story.reply(three, "a", {}, item=1)
+    story.on(three, "pause")
+    story.later(101)
+    story.on(three, "resume")
+    story.fail(three, "a", item=0)
+    story.reply(three, "u")
+    story.again({"list": []})
+    story.again({"list": "no list"})
+    four = story.start(step("a", **each), told, inputs={"list": [1, 2, 3]})
+    story.reply(four, "a", {"n": 1}, item=1)
+
+
 def refusals(story: Story) -> None:
     """What is told to who asks for too much; other rules let it in."""
     nobody = {"subject": "eve", "roles": []}
@@ -250,5 +283,6 @@ STORIES: dict[str, tuple[Callable[[Story], None], ...]] = {
     "courses": (courses, refusals, halves),
     "undoing": (undoing, halves),
     "reruns": (reruns, halves),
-    "otherwise": (agents, courses, undoing, refusals, halves),
+    "items": (items, halves),
+    "otherwise": (agents, courses, undoing, reruns, items, refusals, halves),
 }
