@@ -145,7 +145,9 @@ def test_an_execution_is_steered_by_hand(folder: Path, tmp_path: Path) -> None:
     assert (differs.returncode, differs.stdout.splitlines()[0]) == (1, "step  approve")
     assert answer(folder, "executions", "cancel", one)["status"] == "cancelled"
     assert answer(folder, "executions", "show", one)["status"] == "cancelled"
-    again = answer(folder, "executions", "rerun", one, "--from", "rest", "--step-inputs", "{}")
+    refused = run(folder, "executions", "rerun", one, "--from", "rest", "--step-inputs", "{}")
+    assert (refused.returncode, "its inputs cannot be given" in refused.stderr) == (1, True)
+    again = answer(folder, "executions", "rerun", one, "--from", "rest")
     kept = run(folder, "executions", "show", again["executionId"]).stdout
     assert f"of {one}, from rest" in kept
     assert "completed (kept)" in kept
