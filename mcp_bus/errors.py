@@ -74,6 +74,8 @@ CODES: dict[str, tuple[int, str]] = {
     "heartbeat_timeout": (504, "The agent gave no sign of progress"),
     "unresolved_reference": (422, "A reference had no value when it was needed"),
     "condition_failed": (422, "A condition is neither true nor false"),
+    "workflow_too_deep": (422, "Workflows start each other too deeply"),
+    "child_cancelled": (409, "The workflow that a step started was cancelled"),
     "not_a_list": (422, "A step's forEach names no list"),
     "too_many_items": (422, "A step's forEach names too long a list"),
     "postcondition_failed": (422, "The post-condition does not hold"),

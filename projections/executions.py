@@ -40,6 +40,7 @@ EXECUTIONS_TABLE = Table(
         "output_step": "text",
         "outputs": "json",
         "error": "json",
+        "parent_id": "text",
         "rerun_of": "text",
         "rerun_from": "text",
         "started_us": "bigint",
@@ -69,6 +70,7 @@ STEPS_TABLE = Table(
         "status": "text",
         "attempt": "integer",
         "items": "integer",
+        "child_id": "text",
         "inputs": "json",
         "outputs": "json",
         "error": "json",
@@ -150,8 +152,8 @@ class Story:
             inputs = command.get("inputs")
             given = inputs.get("inputs", {}) if isinstance(inputs, dict) else {}
             execution["inputs"] = json_text(outputs.get("inputs", given))
-            execution["rerun_of"] = label(outputs.get("rerunOf"))
-            execution["rerun_from"] = label(outputs.get("from"))
+            named = {"parent_id": "parent", "rerun_of": "rerunOf", "rerun_from": "from"}
+            execution |= {column: label(outputs.get(name)) for column, name in named.items()}
             self.started[execution["workflow_id"], command.position] = {
                 "workflow_id": execution["workflow_id"],
                 "started_position": command.position,
@@ -170,7 +172,8 @@ class Story:
             step["status"] = "undoing"
             return self._touch(execution, request)
         action = label(request.get("action"))
-        step.update(agent_id=request.target, action=action, status="running")
+        child = request.message_id if request.target == WORKFLOWS else None
+        step.update(agent_id=request.target, action=action, status="running", child_id=child)
         if isinstance(item := asked.get("item"), dict):
             begun = request.time_us if step["started_us"] is None else step["started_us"]
             step.update(attempt=1, items=_whole(item.get("of"), 2**31), started_us=begun)

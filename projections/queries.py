@@ -43,11 +43,12 @@ WHERE id = $1
 _EXECUTION = """
 SELECT
     e.id, e.workflow_id, e.version, e.status, e.inputs, e.error, e.output_step, e.outputs,
-    e.started_us / 1000 AS started, e.ended_us / 1000 AS ended, e.rerun_of, e.rerun_from,
+    e.started_us / 1000 AS started, e.ended_us / 1000 AS ended,
+    e.parent_id, e.rerun_of, e.rerun_from,
     CASE WHEN e.ended_us IS NOT NULL THEN e.position END AS end_position,
     planned.step_id, coalesce(s.agent_id, planned.agent_id) AS agent_id, planned.action,
     coalesce(s.status, 'pending') AS step_status, coalesce(s.attempt, 0) AS attempt,
-    s.items, s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
+    s.items, s.child_id, s.inputs AS step_inputs, s.outputs AS step_outputs, s.error AS step_error,
     s.request_position, s.response_position, s.kept_position,
     s.started_us / 1000 AS step_started, s.ended_us / 1000 AS step_ended
 FROM read.executions AS e
@@ -138,6 +139,7 @@ async def execution(pool: asyncpg.Pool, id: str) -> Json | None:
         "inputs": _value(first["inputs"]),
         "outputs": last[0] if last and first["outputs"] is None else _value(first["outputs"]),
         "error": _value(first["error"]),
+        "parentId": first["parent_id"],
         "rerunOf": first["rerun_of"],
         "rerunFrom": first["rerun_from"],
         "started": first["started"],
@@ -257,6 +259,7 @@ def _execution_step(row: Any) -> Json:
         "status": row["step_status"],
         "attempt": row["attempt"],
         "items": row["items"],
+        "childId": row["child_id"],
         "inputs": _value(row["step_inputs"]),
         "outputs": _value(row["step_outputs"]),
         "error": _value(row["step_error"]),

@@ -376,6 +376,7 @@ REGISTRY: Decider[Agents] = Decider(
     shape=3,
     reads=_reads,
     accept=accept,
+    heard=lambda _state, _logged: None,
     settle=_settle,
     moot=moot,
     needs=needs,

@@ -21,6 +21,11 @@ def asked_for(request: Message) -> dict[str, Any]:
     return about
 
 
+def is_of_step(request: Message) -> bool:
+    """Whether a request of the engine is for a step."""
+    return "step" in (request.metadata.model_extra or {})
+
+
 def is_outputs(payload: object) -> bool:
     """Whether an answer's payload carries outputs."""
     return isinstance(payload, dict) and "outputs" in payload

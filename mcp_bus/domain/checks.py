@@ -5,7 +5,7 @@ Unknown agents and actions are warnings: they may be registered before the workf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from mcp_bus import subjects
@@ -37,10 +37,16 @@ def findings(definition: Definition) -> list[Finding]:
     return [*checked.found, *checked.circles(), *wrong]
 
 
-def warnings(definition: Definition, agents: Agents) -> Iterator[Finding]:
-    """Agents and actions that are not there, or not yet."""
+def warnings(
+    definition: Definition, agents: Agents, workflows: Container[str]
+) -> Iterator[Finding]:
+    """Agents, actions and other workflows that are not there, or not yet."""
     for index, step in enumerate(definition.steps):
         at = f"/steps/{index}"
+        child = step.workflow.id if step.workflow else definition.id
+        if child != definition.id and child not in workflows:
+            detail = f"there is no workflow {child}"
+            yield Finding(f"{at}/workflow/id", "unknown_workflow", detail)
         for pointer, asked in ((at, step.asking), (f"{at}/compensate", step.compensate)):
             if asked is not None:
                 yield from _agent(agents, pointer, asked.agent_id, asked.action)
@@ -121,6 +127,8 @@ def _step(checked: _Checked, step: Step, at: str) -> None:
     _for_each(checked, step, at)
     of_item = _ITEMS if step.for_each is not None else ()
     checked.references(step.id, step.inputs, f"{at}/inputs", of_item)
+    if step.workflow is not None:
+        checked.references(step.id, step.workflow.inputs, f"{at}/workflow/inputs")
     if step.gives:
         checked.references(None, step.outputs, f"{at}/outputs", ("result",))
     if step.compensate is not None:
@@ -135,15 +143,22 @@ def _step(checked: _Checked, step: Step, at: str) -> None:
 
 
 def _kind(checked: _Checked, step: Step, at: str) -> None:
-    """A step asks an agent, or waits."""
-    if step.wait is None:
+    """A step asks an agent, waits, or starts a workflow."""
+    if step.wait is None and step.workflow is None:
         for name, value in (("agentId", step.agent_id), ("action", step.action)):
             if value is None:
-                checked.tell(f"{at}/{name}", "missing", "a step asks an agent, or waits")
+                detail = "a step asks an agent, waits, or starts a workflow"
+                checked.tell(f"{at}/{name}", "missing", detail)
         return
-    if step.agent_id is not None or step.action is not None:
+    asks = step.agent_id is not None or step.action is not None
+    if step.workflow is not None:
+        if asks or step.wait is not None or step.inputs:
+            detail = "a step that starts a workflow does nothing else; its inputs stand in here"
+            checked.tell(f"{at}/workflow", "bad_value", detail)
+        return
+    if asks:
         checked.tell(f"{at}/wait", "bad_value", "a step that waits asks no agent")
-    wait = step.wait.model_dump(exclude_none=True)
+    wait = step.wait.model_dump(exclude_none=True) if step.wait else {}
     if len(wait) != 1:
         checked.tell(f"{at}/wait", "bad_value", "a wait has one of ms, until and signal")
     for name, read in (("ms", whole_ms), ("until", unix_ms)):
@@ -166,8 +181,9 @@ def _for_each(checked: _Checked, step: Step, at: str) -> None:
     if not is_reference(step.for_each):
         checked.tell(f"{at}/forEach", "bad_value", "it is one reference to a list")
     checked.references(step.id, step.for_each, f"{at}/forEach")
-    if step.wait is not None:
-        checked.tell(f"{at}/wait", "bad_value", "a step with forEach asks its agent")
+    for name, other in (("wait", step.wait), ("workflow", step.workflow)):
+        if other is not None:
+            checked.tell(f"{at}/{name}", "bad_value", "a step with forEach asks its agent")
 
 
 def _agent(agents: Agents, at: str, agent_id: str, action: str) -> Iterator[Finding]:

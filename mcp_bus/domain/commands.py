@@ -86,14 +86,15 @@ def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: 
         "signals": signals,
         "execution": {"id": execution.id},
     }
-    return Course(logged, execution, definition, context, state.agents, held_in(payloads))
+    decided = {at: message for at, message in payloads.items() if at > logged.position}
+    return Course(logged, execution, definition, context, state.agents, held_in(decided))
 
 
 def held_in(payloads: Payloads) -> Held:
     """Of the outputs that the log holds of a decision: whom its steps ask, or why nobody."""
     held: dict[tuple[str, int | None], str | BusError] = {}
     for message in payloads.values():
-        if _is_ours(message, "request"):
+        if _is_ours(message, "request") and answers.is_of_step(message):
             about = answers.asked_for(message)
             held[about["id"], about.get("item", {}).get("index")] = message.target
         elif _is_ours(message, "event"):
@@ -112,7 +113,7 @@ def _is_ours(message: Message, kind: str) -> bool:
 def _version_in(payloads: Payloads) -> str | None:
     """The version of a start of which the log holds a part."""
     for message in payloads.values():
-        if _is_ours(message, "request"):
+        if _is_ours(message, "request") and answers.is_of_step(message):
             return str(answers.asked_for(message)["version"])
         if _is_ours(message, "response") and "outputs" in message.payload:
             return str(message.payload["outputs"]["version"])
@@ -147,6 +148,9 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
     check_inputs(workflow.versions[version], wanted.inputs)
     started["position"] = logged.position
     execution = Execution(name, wanted.workflow_id, version, logged.position)
+    if _is_ours(logged.message, "request"):
+        execution.parent = started["parent"] = logged.message.metadata.correlation_id
+        execution.depth = started["depth"] = answers.asked_for(logged.message)["depth"]
     course = course_of(state, logged, execution, payloads)
     course.begin()
     return [answer(logged, {"outputs": started}), *course.drafts]

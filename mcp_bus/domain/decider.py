@@ -15,6 +15,7 @@ says what to publish. Between the two stands the log: **what the log holds outra
   is the next of its key, and nothing follows from it any more (`moot`).
 - An output's id is HMAC(secret, log, decider, position of the input, index, count), prefixed by
   the position: nobody can guess it, and a copy is recognised wherever it stands in the log.
+- An output may be an input as well (`heard`): what a decider asks itself for.
 - Requests to agents are the last outputs of a decision. An answer that is stored before the last
   of several is read when the decision is whole.
 - Time is that of the log. A test does not wait for it: ClockAdvanced, an observation of `_clock`,
@@ -97,6 +98,9 @@ class Decider(Generic[S]):
     reads: Callable[[S, Subject], bool]
     # reads a message that is not an own output; the key if it is an input, else None
     accept: Callable[[S, Logged], Key | None]
+    # looks at an own output whose decision is whole in the log, before it is settled; the key if it
+    # is an input too, else None
+    heard: Callable[[S, Logged], Key | None]
     # reads an own output whose decision, about this input, is whole in the log
     settle: Callable[[S, Logged, Undecided], None]
     # positions of the messages that deciding an input needs, besides the input; asked again with
@@ -150,7 +154,7 @@ class Fold(Generic[S]):
                 self.leader = str(message.payload.get("by", ""))
             if message.payload.get("event") == EPOCH_BEGUN:
                 return []  # an older release let executions be called like that
-            return [early for early in self._read_output(logged) if self._accept(early)]
+            return self._read_output(logged)
         if message.source == subjects.CLOCK and message.payload.get("event") == ADVANCED:
             if message.target == self.decider.name:
                 self.ahead += _advanced(message)
@@ -158,7 +162,7 @@ class Fold(Generic[S]):
         if message.kind == "response" and (asking := self._deciding(message)) is not None:
             asking.early.append(logged)
             return []
-        return [logged] if self._accept(logged) else []
+        return [logged] if self._let_in(logged, self.decider.accept(self.state, logged)) else []
 
     def _deciding(self, answer: Message) -> Undecided | None:
         """The decision that an answer comes before the whole of."""
@@ -166,8 +170,8 @@ class Fold(Generic[S]):
         known = self.undecided.get(int(found[1])) if found else None
         return known if found and known and int(found[2]) in known.parts else None
 
-    def _accept(self, logged: Logged) -> bool:
-        key = self.decider.accept(self.state, logged)
+    def _let_in(self, logged: Logged, key: Key | None) -> bool:
+        """Keep an input; whether it is one."""
         if key is None:
             return False
         known = Undecided(logged.position, logged.time, key)
@@ -257,7 +261,8 @@ class Fold(Generic[S]):
         return [m for index, m in enumerate(outputs, 1) if index not in known.parts]
 
     def _read_output(self, logged: Logged) -> list[Logged]:
-        """What came early, when the decision is whole."""
+        """What became an input by an output that makes its decision whole: its own outputs that are
+        inputs too, and the answers that came early."""
         found = _OUTPUT_ID.match(logged.message.metadata.message_id or "")
         known = self.undecided.get(int(found[1])) if found else None
         if found is None or known is None:
@@ -270,10 +275,16 @@ class Fold(Generic[S]):
         if len(known.parts) < known.count:
             return []
         del self.undecided[known.position]
+        heard: list[tuple[Logged, Key | None]] = []
         for part in sorted(known.parts):
-            self.decider.settle(self.state, known.parts[part], known)
+            said = known.parts[part]
+            heard.append((said, self.decider.heard(self.state, said)))
+            self.decider.settle(self.state, said, known)
         self._done(known)
-        return known.early
+        inputs = [said for said, key in heard if self._let_in(said, key)]
+        accept, state = self.decider.accept, self.state
+        early = [read for read in known.early if self._let_in(read, accept(state, read))]
+        return inputs + early
 
     def _done(self, known: Undecided) -> None:
         queue = self._queues[known.key]

@@ -1,8 +1,8 @@
 """What a workflow is made of: the specification's Workflow and WorkflowStep, and our optional keys.
 
 Steps run in the order of the array unless `dependsOn` says otherwise; what is ready runs side by
-side. A step that refers to another depends on it. A step asks an agent, or waits: for a time, or
-for a signal. docs/workflows.md tells every key.
+side. A step that refers to another depends on it. A step asks an agent, waits for a time or a
+signal, or starts another workflow. docs/workflows.md tells every key.
 """
 
 from __future__ import annotations
@@ -81,6 +81,14 @@ class Asking(Model):
     inputs: dict[str, Any] = Field(default_factory=dict)
 
 
+class Child(Model):
+    """Which workflow a step starts; without a version the latest."""
+
+    id: Id
+    version: Annotated[Text, Field(max_length=64)] | None = None
+    inputs: dict[str, Any] = Field(default_factory=dict)
+
+
 class Step(Model):
     """The specification's WorkflowStep; `timeoutMs` counts from the request's place in the log."""
 
@@ -97,13 +105,14 @@ class Step(Model):
     on_skip: Literal["continue", "fail"] = "continue"
     retry: Retry | None = None
     wait: Wait | None = None
+    workflow: Child | None = None  # it starts an execution of another workflow
     for_each: str | None = None  # a reference to a list: it asks once for each of its items
     max_parallel: Annotated[int, Field(ge=1, le=PARALLEL_MAX)] = PARALLEL
     compensate: Asking | None = None  # what undoes it, when its execution fails or is cancelled
 
     @cached_property
     def asking(self) -> Asking | None:
-        """What it asks, None of a step that waits."""
+        """What it asks, None of a step that waits, or starts a workflow."""
         if self.agent_id is None or self.action is None:
             return None
         return Asking(agent_id=self.agent_id, action=self.action, inputs=self.inputs)
@@ -119,7 +128,8 @@ class Step(Model):
     @cached_property
     def named(self) -> frozenset[str]:
         """The steps whose outputs this one refers to, itself included where it does."""
-        texts = [text for text, _ in references([self.inputs, self.for_each])]
+        given = [self.inputs, self.for_each, self.workflow.inputs if self.workflow else {}]
+        texts = [text for text, _ in references(given)]
         if self.wait is not None:
             texts.extend(text for text, _ in references([self.wait.ms, self.wait.until]))
         judged = [path for one in (self.pre, self.post) for path in conditions.paths(one)]
@@ -141,8 +151,9 @@ class Step(Model):
         return {name: ms for name, ms in given.items() if ms is not None}
 
     @property
-    def signal_timeout_ms(self) -> int | None:
-        """How long a signal is waited for: for ever, unless the author says otherwise."""
+    def own_timeout_ms(self) -> int | None:
+        """How long a signal, or another workflow, is waited for: for ever, unless the author says
+        otherwise."""
         return self.timeout_ms if "timeout_ms" in self.model_fields_set else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from mcp_bus import subjects
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.definitions import Definition
@@ -23,7 +24,7 @@ class Request:
     step: str
     agent: str
     attempt: int
-    deadline: int  # log time, Unix ms
+    deadline: int  # log time, Unix ms; 0 for none
     heartbeat_ms: int | None = None  # that may pass without a sign of progress
     heard: int = 0  # log time of the last one
     undoes: bool = False  # it is the step's compensation
@@ -39,11 +40,14 @@ class Request:
         return min(self.deadline, self.heard + self.heartbeat_ms)
 
     def cancel(self, logged: Logged, execution: str) -> Draft:
-        """What tells the agent, by an input, that nobody waits for its answer any more."""
+        """What tells the agent, by an input, that nobody waits for its answer any more; an
+        execution that a step started is cancelled by a command."""
+        child = self.agent == subjects.WORKFLOWS
+        command = {"action": "cancel", "inputs": {"executionId": self.message_id}}
         return Draft(
-            "event",
+            "request" if child else "event",
             self.agent,
-            {"event": "Cancel", "requestId": self.message_id},
+            command if child else {"event": "Cancel", "requestId": self.message_id},
             execution,
             causation_id=self.message_id,
             traceparent=logged.message.metadata.traceparent,
@@ -80,6 +84,7 @@ class Ended:
     answered: bool  # with outputs
     silent: bool = False  # it timed out without a sign of progress
     items: int = 0  # of its step that are answered by it
+    parent: str = ""  # whose step it is, if it is the end of the execution that the step started
 
 
 @dataclass(slots=True)
@@ -90,6 +95,8 @@ class Execution:
     workflow: str
     version: str
     start: int  # position of what holds its inputs: its command, or the record of a rerun
+    parent: str = ""  # the execution a step of which started it, and waits for its end
+    depth: int = 0  # how many there are above it
     requests: dict[str, Request] = field(default_factory=dict)  # by message id
     waits: dict[str, Waiting] = field(default_factory=dict)  # by the id of the fact
     answers: dict[str, int] = field(default_factory=dict)  # step -> position of its outputs

@@ -20,6 +20,7 @@ from mcp_bus.config import TIMER_RETRY_MS
 from mcp_bus.domain import agents, answers, commands, items, outcomes, reruns
 from mcp_bus.domain.agents import command_of
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.execution import Ended, Execution, Request, Workflows
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message, is_error
@@ -43,8 +44,28 @@ def accept(state: Workflows, logged: Logged) -> Key | None:
         return _command_key(state, logged)
     if message.kind == "response":
         return _answered(state, logged)
-    _heard(state, logged)
+    _progressed(state, logged)
     return None
+
+
+def heard(state: Workflows, logged: Logged) -> Key | None:
+    """What the engine asks itself for: to start or cancel the execution of a step; that a start was
+    refused; and the end of such an execution."""
+    message = logged.message
+    if message.target == subjects.WORKFLOWS and message.kind == "request":
+        return _command_key(state, logged)
+    if message.target == subjects.WORKFLOWS and is_error(message.payload):
+        return _answered(state, logged)
+    child = state.live.get(message.target) if message.kind == "event" else None
+    if child is None or not child.parent or message.payload.get("event") not in ENDS:
+        return None
+    parent = state.live.get(child.parent)
+    request = parent.requests.get(child.id) if parent else None
+    if request is None or request.closed:
+        return None
+    request.closed = True
+    state.ends[logged.position] = Ended(child.id, False, parent=child.parent)
+    return (EXECUTION, child.parent)
 
 
 def moot(state: Workflows, known: Undecided) -> bool:
@@ -63,7 +84,9 @@ def needs(state: Workflows, logged: Logged, found: Mapping[int, Message]) -> Ite
     its end name."""
     if _action_of(logged.message) == RERUN:
         return reruns.needs(state, logged, found)
-    execution = state.live.get(_execution_of(logged.message))
+    ended = state.ends.get(logged.position)
+    parent = ended.parent if ended else ""
+    execution = state.live.get(parent or _execution_of(logged.message))
     if execution is None:
         return ()
     definition = state.definition(execution)
@@ -103,13 +126,16 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
             return COMMANDS[action](state, logged, inputs, payloads)
         except BusError as error:
             return [refusal(logged, error)]
-    execution, ended = state.live[_execution_of(message)], state.ends[logged.position]
+    ended = state.ends[logged.position]
+    execution = state.live[ended.parent or _execution_of(message)]
     course = commands.course_of(state, logged, execution, payloads)
     request = execution.requests.get(ended.request)
     if request is None:
         course.waited(execution.waits[ended.request])
     elif message.source == subjects.CLOCK:
         course.timed_out(request, silent=ended.silent)
+    elif ended.parent:
+        course.child_ended(request)
     elif request.item is not None and ended.answered:
         course.answered_item(request, ended.items, {**payloads, logged.position: message})
     else:
@@ -221,7 +247,7 @@ def _timer_due(state: Workflows, logged: Logged) -> Key | None:
         return None
     request, waiting = execution.requests.get(name), execution.waits.get(name)
     if request is not None:
-        if request.closed or logged.time < request.due:
+        if request.closed or not request.deadline or logged.time < request.due:
             return None
         request.closed = True
     elif waiting is None or waiting.at is None or logged.time < waiting.at:
@@ -231,7 +257,7 @@ def _timer_due(state: Workflows, logged: Logged) -> Key | None:
     return (EXECUTION, execution.id)
 
 
-def _heard(state: Workflows, logged: Logged) -> None:
+def _progressed(state: Workflows, logged: Logged) -> None:
     """An agent's sign of progress."""
     message = logged.message
     execution = state.live.get(message.metadata.correlation_id)
@@ -253,6 +279,7 @@ WORKFLOWS: Decider[Workflows] = Decider(
         subject.kind != "event" or subject.source in SOURCES or subject.target == subjects.WORKFLOWS
     ),
     accept=accept,
+    heard=heard,
     settle=outcomes.settle,
     moot=moot,
     needs=needs,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcp_bus.config import IDEMPOTENCY_TTL_MS, TOMBSTONE_TTL_MS
-from mcp_bus.domain.answers import asked_for
+from mcp_bus.domain.answers import asked_for, is_of_step
 from mcp_bus.domain.decider import Logged, Undecided
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.execution import Execution, Items, Once, Request, Waiting, Workflows
@@ -43,6 +43,7 @@ def _started(state: Workflows, started: Mapping[str, Any], logged: Logged) -> No
     # a rerun's inputs stand in this record itself, else in the command
     start = logged.position if "rerunOf" in started else started["position"]
     execution = Execution(started["executionId"], started["workflowId"], started["version"], start)
+    execution.parent, execution.depth = started.get("parent", ""), started.get("depth", 0)
     time = logged.time
     state.live[execution.id] = execution
     once = started.get("once")
@@ -54,11 +55,12 @@ def _started(state: Workflows, started: Mapping[str, Any], logged: Logged) -> No
 
 def _asked(state: Workflows, logged: Logged) -> None:
     message = logged.message
-    about = asked_for(message)
     execution = state.live.get(message.metadata.correlation_id)
-    if execution is None:
-        return  # DecisionFailed stands where its start should
-    step, deadline = about["id"], logged.time + about["timeoutMs"]
+    if execution is None or not is_of_step(message):
+        return  # DecisionFailed stands where its start should; or a child is cancelled
+    about = asked_for(message)
+    timeout_ms = about.get("timeoutMs")  # a child may take as long as it wants
+    step, deadline = about["id"], 0 if timeout_ms is None else logged.time + timeout_ms
     request = Request(
         message.metadata.message_id or "",
         step,
@@ -77,7 +79,8 @@ def _asked(state: Workflows, logged: Logged) -> None:
         _begun(execution, step, about["item"]).attempts.pop(request.item, None)
     else:
         _end_wait(execution, step)
-    heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
+    if deadline:
+        heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
 
 
 def _waits(state: Workflows, execution: Execution, logged: Logged) -> None:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.config import CHILD_DEPTH_MAX, ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
 from mcp_bus.domain import conditions
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged, event
-from mcp_bus.domain.definitions import Asking, Step
+from mcp_bus.domain.definitions import Asking, Child, Step
 from mcp_bus.domain.execution import Execution, Request
 from mcp_bus.domain.items import Item
 from mcp_bus.domain.references import resolve
@@ -73,21 +73,51 @@ class Saying:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
         if needed is not None:
             target = self._chosen(step, item, needed, asked.action)
-        about = {**self.version, "id": step.id, "attempt": attempt, "timeoutMs": step.timeout_ms}
-        about |= step.limits
+        about = {"attempt": attempt, "timeoutMs": step.timeout_ms, **step.limits, **more}
         if item is not None:
             about["item"] = item.as_json()
+        capabilities = (needed,) if needed is not None else ()
+        payload = {"action": asked.action, "inputs": inputs}
+        self._request(step, target, payload, about, capabilities)
+
+    def start(self, step: Step, wanted: Child, attempt: int) -> None:
+        """The command that starts another workflow: its id is the new execution's. Raises BusError
+        where none can be made."""
+        depth = self._execution.depth + 1
+        if depth > CHILD_DEPTH_MAX:
+            raise Refused(f"{step.id} stands {depth} workflows deep", code="workflow_too_deep")
+        edited = self._context["edited"]
+        given = edited[step.id] if step.id in edited else resolve(wanted.inputs, self._context)
+        size = len(dumps(given))
+        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
+            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        inputs = {"workflowId": wanted.id, "inputs": given}
+        if wanted.version is not None:
+            inputs["version"] = wanted.version
+        about = {"attempt": attempt, "depth": depth}
+        if step.own_timeout_ms is not None:
+            about["timeoutMs"] = step.own_timeout_ms
+        self._request(step, subjects.WORKFLOWS, {"action": "execute", "inputs": inputs}, about)
+
+    def _request(
+        self,
+        step: Step,
+        target: str,
+        payload: dict[str, Any],
+        about: dict[str, Any],
+        capabilities: tuple[str, ...] = (),
+    ) -> None:
         cause = self._logged.message.metadata
         self._requests.append(
             Draft(
                 "request",
                 target,
-                {"action": asked.action, "inputs": inputs},
+                payload,
                 self._execution.id,
                 causation_id=cause.message_id,
                 traceparent=cause.traceparent,
-                step={**about, **self.operands(step), **more},
-                capabilities=(needed,) if needed is not None else (),
+                step={**self.version, "id": step.id, **about, **self.operands(step)},
+                capabilities=capabilities,
             )
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from mcp_bus import subjects
 from mcp_bus.domain import items
 from mcp_bus.domain.answers import At, given, is_outputs
-from mcp_bus.domain.ends import CANCELLED
+from mcp_bus.domain.ends import CANCELLED, COMPLETED
 from mcp_bus.domain.execution import Request, Waiting
 from mcp_bus.domain.outstanding import LOST
 from mcp_bus.domain.waits import overdue
@@ -48,14 +48,15 @@ class Course(Way):
         if request.undoes:
             return self._undone(request, payload)
         if refused is not None:
-            return self._failed(step, request.attempt, refused, "agent", self._item(request))
+            origin = "child" if request.agent == subjects.WORKFLOWS else "agent"
+            return self._failed(step, request.attempt, refused, origin, self._item(request))
         try:
             if not is_outputs(payload):
                 raise Refused(
                     f"{request.agent} answered neither outputs nor error", code="malformed_answer"
                 )
             outputs = given(step, payload["outputs"])
-            self._last = outputs if step.gives else None
+            self._last = outputs if step.gives or self._execution.parent else None
             self._judge(step, outputs)
         except BusError as error:
             return self._failed(step, request.attempt, error)
@@ -76,12 +77,24 @@ class Course(Way):
             items.check_noted(known, step, request, self._logged.message.payload["outputs"])
             if answered < known.of:
                 return self._ask_further(step, answered)
-            outputs = items.gathered(known, step, messages)
-            self._judge(step, outputs)
+            self._waited_for(step, items.gathered(known, step, messages))
         except BusError as error:
             return self._failed(step, request.attempt, error)
-        self._waited_for(step, outputs)
         self._answers[step.id] = items.positions(known)
+        return self._advance()
+
+    def child_ended(self, request: Request) -> None:
+        """The input is the fact by which the execution has ended that a step started."""
+        step, self._ends = self._definition.by_id[request.step], request.message_id
+        said = self._logged.message.payload
+        try:
+            if said["event"] == CANCELLED:
+                raise Refused(f"{request.message_id} was cancelled", code="child_cancelled")
+            if said["event"] != COMPLETED:
+                raise BusError.from_json(said["error"])
+            self._waited_for(step, said.get("outputs", {}))
+        except BusError as error:
+            return self._failed(step, request.attempt, error, "child")
         return self._advance()
 
     def timed_out(self, request: Request, *, silent: bool) -> None:
@@ -102,8 +115,11 @@ class Course(Way):
         if waiting.signal is not None:
             detail = f"no signal {waiting.signal} came within {step.timeout_ms} ms"
             return self._failed(step, 1, Refused(detail, code="signal_timeout"))
-        if not waiting.again:
-            self._waited_for(step, {})
+        try:
+            if not waiting.again:
+                self._waited_for(step, {})
+        except BusError as error:
+            return self._failed(step, 1, error)
         self._advance()
         if not self.drafts:
             self._say("StepReady", stepId=step.id)
@@ -113,7 +129,11 @@ class Course(Way):
         """The input is a signal: for the step that waits for it, or for one that will."""
         for waiting in self._execution.waits.values():
             if waiting.signal == name:
-                self._waited_for(self._definition.by_id[waiting.step], payload)
+                step = self._definition.by_id[waiting.step]
+                try:
+                    self._waited_for(step, payload)
+                except BusError as error:
+                    return self._failed(step, 1, error)
                 return self._advance()
         return self._say("SignalReceived", name=name, position=self._logged.position)
 

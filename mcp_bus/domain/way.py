@@ -7,7 +7,7 @@ from typing import Any
 
 from mcp_bus.domain import conditions, items
 from mcp_bus.domain.agents import Agents
-from mcp_bus.domain.answers import At, is_outputs
+from mcp_bus.domain.answers import At, is_outputs, outputs_given
 from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.definitions import Definition, Step, Wait
 from mcp_bus.domain.ends import COMPLETED, FAILED
@@ -59,12 +59,13 @@ class Way:
 
     # --- the way on
 
-    def _waited_for(self, step: Step, outputs: Any, **more: Any) -> None:
-        """What no single answer ends is over: a wait, with what the signal brought; all items."""
+    def _waited_for(self, step: Step, result: Any, **more: Any) -> None:
+        """What no agent's answer alone ends is over: a wait, with what the signal brought; all
+        items; another execution. Raises BusError where the step has failed by that."""
+        self._last = outputs_given(step, result)
+        self._judge(step, self._last)
         self._has_ended(step, more.get("signal", self._logged.position))
-        self._context["steps"][step.id] = {"outputs": outputs}
-        self._last = outputs
-        self._say("StepCompleted", stepId=step.id, outputs=outputs, **more)
+        self._say("StepCompleted", stepId=step.id, outputs=result, **more)
 
     def _has_ended(self, step: Step, position: int) -> None:
         """What is at a position ended a step; see result_of."""
@@ -111,6 +112,8 @@ class Way:
             self._busy.add(step.id)
             if step.for_each is not None:
                 return self._begin_items(step)
+            if step.workflow is not None:
+                self._saying.start(step, step.workflow, attempt)
             if step.asking is not None:
                 self._saying.ask(step, step.asking, attempt)
         except BusError as error:
@@ -127,8 +130,8 @@ class Way:
         self._busy.add(step.id)
         wait = wait.model_copy(update=resolve(wait.model_dump(), self._context))
         at = moment_of(wait, self._logged.time)
-        if wait.signal is not None and step.signal_timeout_ms is not None:
-            at = self._logged.time + step.signal_timeout_ms
+        if wait.signal is not None and step.own_timeout_ms is not None:
+            at = self._logged.time + step.own_timeout_ms
         self._say("StepWaiting", stepId=step.id, until=at, signal=wait.signal)
         return False
 
@@ -139,7 +142,6 @@ class Way:
         for index in range(len(values)):
             resolve(step.inputs, Item.at(index, values).context(self._context))
         if not values:
-            self._judge(step, [])
             self._waited_for(step, [])
             self._answers[step.id] = []
         self._ask_items(step, values, range(min(step.max_parallel, len(values))))

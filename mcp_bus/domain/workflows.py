@@ -119,7 +119,7 @@ def define(
         )
     facts = [event(logged, wanted.id, payload_of(fact)) for fact in aggregate.collect_events()]
     outputs: dict[str, Any] = {"workflow": workflow, "created": True}
-    warnings = [finding.as_json() for finding in checks.warnings(wanted, agents)]
+    warnings = [finding.as_json() for finding in checks.warnings(wanted, agents, known)]
     if warnings:
         outputs["warnings"] = warnings
     return [*facts, answer(logged, {"outputs": outputs})]

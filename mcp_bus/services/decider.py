@@ -190,6 +190,8 @@ class Session(Generic[S]):
         inputs = self._fold.apply(Logged(record.position, record.time, message))
         for read in inputs:
             self._since[read.position] = _now()
+            if read.position != record.position:
+                self._messages.keep(read.position, read.message, len(read.message.encode()))
         answers = message.kind == "response" and message.target == self._fold.decider.name
         if inputs or answers:  # an answer that is no input may be needed too, or becomes one
             self._messages.keep(record.position, message, len(record.data))

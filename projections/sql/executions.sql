@@ -10,6 +10,7 @@ CREATE TABLE executions (
     output_step text,                       -- the last step that completed: its outputs are ours
     outputs     json,                       -- where the engine named them
     error       json,                       -- {code, message, retryable, details}
+    parent_id   text,                       -- the execution a step of which started it
     rerun_of    text,                       -- the execution whose answers it keeps
     rerun_from  text,                       -- the step at which it began again
     started_us  bigint NOT NULL,            -- log time of the command, Unix µs
@@ -36,6 +37,7 @@ CREATE TABLE execution_steps (
     status            text NOT NULL,        -- running, waiting, retrying, completed, skipped, failed,
                                             -- cancelled, undoing, undone, not_undone
     attempt           integer NOT NULL,
+    child_id          text,                 -- the execution that it started
     items             integer,              -- of a step with forEach, which has no request of its own
     inputs            json,
     outputs           json,

@@ -120,6 +120,19 @@ async def test_for_each_reads_two_chapters_at_a_time(bus: Bus) -> None:
     assert (max(names["at_once"]) <= 2, len(names["at_once"])) == (True, 5)
 
 
+async def test_order_is_paid_by_a_workflow_of_its_own(bus: Bus) -> None:
+    """Which undoes by itself what it did; the order fails by it."""
+    bank = program("payment")
+    async with program("order")["agent"], bank["agent"]:
+        await bus.define(workflow("payment"))
+        await bus.define(workflow("order"))
+        done = await bus.run_workflow("order", {"amount": 5, "customer": "ann"})
+        with pytest.raises(BusError, match="the account of eve is closed"):
+            await bus.run_workflow("order", {"amount": 7, "customer": "eve"})
+    assert done == {"packed": "for 5 of ann"}
+    assert bank["released"] == ["7 of eve"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
 def test_every_example_is_told(path: Path) -> None:
     """In docs/workflows.md, with its agents beside it."""

@@ -110,6 +110,24 @@ async def test_each_item_of_a_list_is_asked_for(bus: Rest, nats: Nats) -> None:
     assert (step["items"], step["requestPosition"]) == (20, None)
 
 
+async def test_a_step_starts_another_workflow(bus: Rest, nats: Nats) -> None:
+    """Both executions are shown, and each names the other."""
+    async with echo(nats):
+        inner = {"id": "inner", "name": "I", "steps": [asks("x", inputs={"text": "${inputs.t}"})]}
+        await bus.call("POST", "/workflows", inner)
+        starts = {"id": "a", "workflow": {"id": "inner", "inputs": {"t": "in"}}}
+        await define(bus, starts, asks("b", inputs={"text": "${steps.a.outputs.text}"}))
+        found = await ended(bus, await start(bus))
+        step = found["steps"][0]
+        child = await ended(bus, f"/executions/{step['childId']}")
+    assert (found["status"], found["outputs"]) == ("completed", {"text": "in"})
+    assert (child["parentId"], found["parentId"]) == (found["id"], None)
+    assert (child["status"], child["outputs"], step["outputs"]) == (
+        "completed",
+        *[{"text": "in"}] * 2,
+    )
+
+
 async def test_one_key_starts_one_execution(bus: Rest, nats: Nats) -> None:
     """However often it is sent; with other inputs it is a conflict."""
     async with echo(nats):

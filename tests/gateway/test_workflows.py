@@ -75,7 +75,7 @@ async def test_waiting_gives_the_whole_execution(busy: Rest) -> None:
     execution = said.body
     assert list(execution) == [
         *("id", "workflowId", "version", "correlationId", "status", "inputs", "outputs"),
-        *("error", "rerunOf", "rerunFrom", "started", "ended", "endPosition", "steps"),
+        *("error", "parentId", "rerunOf", "rerunFrom", "started", "ended", "endPosition", "steps"),
     ]
     assert (execution["status"], execution["outputs"]) == ("completed", {"text": "hello"})
     assert said.headers["Location"] == f"/executions/{execution['id']}"

@@ -130,7 +130,7 @@ class History:
         return [
             m
             for m in (logged.message for logged in self.log)
-            if m.kind == "request" and m.source == subjects.WORKFLOWS
+            if m.kind == "request" and m.source == subjects.WORKFLOWS != m.target
         ]
 
     def check_snapshots(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from mcp_bus.domain.decider import Fold, Logged
 from mcp_bus.domain.ends import ENDS
-from mcp_bus.domain.execution import Execution, Workflows
+from mcp_bus.domain.execution import Execution, Request, Workflows
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
 from tests.mcp_bus import history
@@ -46,16 +47,18 @@ def test_every_execution_keeps_its_rules_and_ends(seed: int) -> None:
 
 
 class World:
-    """One execution of a random definition."""
+    """One execution of a random definition, and those that its steps start."""
 
     def __init__(self, random: Random) -> None:
         self.random, self.history = random, History()
         History.made.remove(self.history)
         for name in AGENTS:
             self.history.command("registry", "register", agent(name, "echo", "undo"))
-        self.definition = definition(random)
-        defined = self.history.command("workflows", "define", self.definition)
-        assert "outputs" in defined, defined
+        self.inner = definition(random, id="c")
+        self.definition = definition(random, ("c", "none"))
+        for wanted in (self.inner, self.definition):
+            defined = self.history.command("workflows", "define", wanted)
+            assert "outputs" in defined, defined
         self.begun = len(self.history.log)
         self.command("execute", workflowId="w", inputs=inputs(random))
         self.id = str(self.history.log[-1].message.metadata.message_id)
@@ -132,22 +135,32 @@ class World:
     def say(self) -> None:
         action = self.random.choice(["signal", "signal", "signal", "pause", "resume", "cancel"])
         more = {"name": self.random.choice("st"), "payload": 1} if action == "signal" else {}
-        self.command(action, executionId=self.id, **more)
+        id = self.random.choice([self.id, self.id, *self.fold.state.live])
+        self.command(action, executionId=id, **more)
+
+    def children(self) -> list[str]:
+        """The executions that were started by a step."""
+        said = (at.message for at in self.history.log if at.message.target == "workflows")
+        records = [m.payload for m in said if m.source == "workflows" and m.kind == "response"]
+        ours = [r["outputs"] for r in records if "position" in r.get("outputs", {})]
+        return [str(record["executionId"]) for record in ours]
 
     def be_kind(self) -> None:
         """Everything is answered, and time passes: then it must end."""
         self.crash()
         self.history.settle()
-        self.command("resume", executionId=self.id)
+        for id in [*self.fold.state.live]:
+            self.command("resume", executionId=id)
         for _ in range(ROUNDS):
             self.history.settle()
-            execution = self.live
-            if execution is None:
+            live = self.fold.state.live.values()
+            if not live:
                 return
-            assert execution.requests or execution.waits, "it waits for nothing"
-            open_ = [r for r in execution.requests.values() if not r.closed]
-            assert all(r.noted for r in execution.requests.values() if r.closed)
-            if open_:
+            for execution in live:
+                assert execution.requests or execution.waits, "it waits for nothing"
+                assert all(r.noted for r in execution.requests.values() if r.closed)
+            execution = next(one for one in live if one.waits or asked_of_agents(one))
+            if open_ := asked_of_agents(execution):
                 request = next(
                     r
                     for r in self.history.requests()
@@ -158,7 +171,7 @@ class World:
                 continue
             waiting = next(iter(execution.waits.values()))
             if waiting.signal is not None and waiting.at is None:
-                self.command("signal", executionId=self.id, name=waiting.signal)
+                self.command("signal", executionId=execution.id, name=waiting.signal)
                 continue
             self.history.time = max(self.history.time, waiting.at or 0) + 5001
             for message in self.fold.due(self.history.time):
@@ -166,11 +179,17 @@ class World:
         raise AssertionError("it does not end")
 
 
+def asked_of_agents(execution: Execution) -> list[Request]:
+    """The requests that an agent can answer."""
+    open_ = [r for r in execution.requests.values() if not r.closed]
+    return [request for request in open_ if request.agent != "workflows"]
+
+
 def inputs(random: Random) -> dict[str, Any]:
     return {"n": random.randint(0, 3), "list": list(range(random.choice([0, 1, 3, 9, 9])))}
 
 
-def definition(random: Random) -> dict[str, Any]:
+def definition(random: Random, children: Sequence[str] = (), **more: Any) -> dict[str, Any]:
     """A random graph of steps, each of which needs earlier ones of the array, or by reference."""
     steps: list[dict[str, Any]] = []
     for number in range(random.randint(1, STEPS)):
@@ -182,6 +201,8 @@ def definition(random: Random) -> dict[str, Any]:
             step["wait"] = random.choice([{"ms": 1000}, {"signal": "s"}, {"signal": "t"}])
             if random.random() < 0.3:
                 step["timeoutMs"] = 3000
+        elif children and random.random() < 0.2:
+            starts(random, step, before, children)
         else:
             asks(random, step, before)
         if random.random() < 0.2:
@@ -190,10 +211,25 @@ def definition(random: Random) -> dict[str, Any]:
             if random.random() < 0.3:
                 step["onSkip"] = "fail"
         steps.append(step)
-    more: dict[str, Any] = {}
     if random.random() < 0.3:
         more["outputs"] = {"x": f"${{steps.{random.choice(steps)['id']}.outputs.n}}"}
     return workflow(*steps, **more)
+
+
+def starts(
+    random: Random, step: dict[str, Any], before: list[str], children: Sequence[str]
+) -> None:
+    """It starts another workflow, which is seldom not there."""
+    given = {"n": 1, "list": [1, 2]}
+    if before and random.random() < 0.4:
+        given["n"] = f"${{steps.{random.choice(before)}.outputs.n}}"
+    step["workflow"] = {"id": random.choice([children[0]] * 9 + [*children]), "inputs": given}
+    if random.random() < 0.3:
+        step["timeoutMs"] = 5000
+    if random.random() < 0.4:
+        step["retry"] = {"maxAttempts": 2, "initialDelayMs": 500}
+    if random.random() < 0.4:
+        step["compensate"] = {"agentId": "other", "action": "undo", "inputs": {}}
 
 
 def asks(random: Random, step: dict[str, Any], before: list[str]) -> None:
@@ -235,6 +271,14 @@ def answered(random: Random) -> Any:
 
 
 def check(world: World) -> None:
+    check_one(world)
+    world.definition = world.inner
+    for execution in world.children():
+        world.id = execution
+        check_one(world)
+
+
+def check_one(world: World) -> None:
     log = world.history.log
     fold: Fold[Workflows] = Fold(WORKFLOWS, SECRET, "test")
     before: list[str] = []
@@ -245,7 +289,7 @@ def check(world: World) -> None:
             before = list(execution.answers)
         world.history.read(fold, logged)
         assert ending != "DecisionFailed", logged.message.payload
-        if ending in UNDOING and not undoing:
+        if ending in UNDOING and not undoing and logged.message.target == world.id:
             undoing = True
             undoes_what_was_done(world, logged, before)
         if (execution := fold.state.live.get(world.id)) is not None:
@@ -278,7 +322,8 @@ def needs_of(steps: list[dict[str, Any]]) -> dict[str, set[str]]:
     """What each step needs, read from the definition as it was posted."""
     found, before = {}, list[str]()
     for step in steps:
-        named = re.findall(r"steps\.(\w+)", str([step.get("inputs"), step.get("conditions")]))
+        given = [step.get(name) for name in ("inputs", "conditions", "workflow")]
+        named = re.findall(r"steps\.(\w+)", str(given))
         found[step["id"]] = {*named, *step.get("dependsOn", before)}
         before = [step["id"]]
     return found
@@ -289,6 +334,8 @@ def asked_once(world: World) -> None:
     asked = []
     for request in world.history.requests():
         about: dict[str, Any] = (request.metadata.model_extra or {})["step"]
+        if request.metadata.correlation_id != world.id:
+            continue
         item = about.get("item", {}).get("index")
         asked.append((about["id"], item, about["attempt"], about.get("undoes", False)))
     assert max(Counter(asked).values(), default=0) <= 1, asked
@@ -301,7 +348,8 @@ def nothing_after_the_end(world: World, log: list[Logged]) -> None:
     input_of = (ends[0].message.metadata.message_id or "").partition("-")[0]
     for logged in log[ends[0].position :]:
         message = logged.message
-        if message.source == "workflows" and message.metadata.correlation_id == world.id:
+        ours = message.source == "workflows" and message.metadata.correlation_id == world.id
+        if ours and message.target != "workflows":  # a child's start is told, and its cancel
             assert (message.metadata.message_id or "").partition("-")[0] == input_of, message
 
 
@@ -318,7 +366,7 @@ def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> Non
             step = (request.metadata.model_extra or {})["step"]
             if request.metadata.message_id == cause and ending.get("stepId") != step["id"]:
                 done.append(step["id"])
-    steps = world.fold.state.known["w"].versions["1"].by_id
+    steps = world.fold.state.known[world.definition["id"]].versions["1"].by_id
     due = [id for id in done if steps[id].compensate]
     said = payload.get("steps", [])[::-1]
     assert said[: len(due)] == due, (said, due)
@@ -326,7 +374,8 @@ def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> Non
 
 def told_once(world: World) -> None:
     """Each step that is to be undone is told of once: that it was undone, or not."""
-    facts = [m.message.payload for m in world.history.log if m.message.kind == "event"]
+    said = [at.message for at in world.history.log if at.message.target == world.id]
+    facts = [message.payload for message in said if message.kind == "event"]
     planned = [s for f in facts if f["event"] == "ExecutionCompensating" for s in f["steps"]]
     told = [f["stepId"] for f in facts if f["event"] in ("StepUndone", "StepNotUndone")]
     assert told == planned, (told, planned)

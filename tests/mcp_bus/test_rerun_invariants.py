@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcp_bus.domain.answers import asked_for
+from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
 from tests.mcp_bus.test_course_invariants import EVENTS, EXAMPLES, World, needs_of
@@ -113,6 +114,10 @@ def names_what_ended_them(world: World, end: dict[str, Any]) -> None:
         if message.kind == "response" and message.metadata.causation_id is not None:
             about = asked[message.metadata.causation_id]
             assert (about["id"], about.get("undoes")) == (step, None)
+        elif message.kind == "event" and message.payload["event"] in ENDS:
+            logged = (at.message for at in log)
+            started = next(m for m in logged if m.metadata.message_id == message.target)
+            assert asked_for(started)["id"] == step
         elif message.kind == "event" and message.source == "workflows":
             assert (message.payload["stepId"], "outputs" in message.payload) == (step, True)
     undone = [said["stepId"] for said in facts(world, "stepId") if said["event"] == "StepUndone"]
