@@ -20,9 +20,12 @@ class Exported:
         self.provider.add_span_processor(SimpleSpanProcessor(self._memory))
 
     def spans(self) -> Spans:
-        """The spans that have ended, but for the commands to the registry."""
-        ended = self._memory.get_finished_spans()
-        return {span.name: span for span in ended if not span.name.endswith(" registry")}
+        """The spans that have ended, the last of each name, but for commands to the registry."""
+        return {span.name: span for span in self.ended() if not span.name.endswith(" registry")}
+
+    def ended(self, name: str = "") -> list[ReadableSpan]:
+        """All that have ended, or those of one name."""
+        return [span for span in self._memory.get_finished_spans() if name in ("", span.name)]
 
     def text(self) -> str:
         return "".join(span.to_json() for span in self._memory.get_finished_spans())

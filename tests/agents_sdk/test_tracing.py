@@ -107,9 +107,10 @@ async def test_a_stream_is_no_span_of_its_reader(bus: Nats, exported: Exported) 
         with pytest.raises(BusError):
             async for _ in user.stream("worker", "tell", {}):
                 pass
-    spans = exported.spans()
-    assert linked(spans, "stream worker", "process worker")
-    assert spans["stream worker"].status.description == "bad_inputs"
+    failed = exported.spans()["stream worker"]
+    assert failed.status.description == "bad_inputs"
+    # the first one is cancelled, and may end after it
+    assert ids(failed)[1] in map(parent, exported.ended("process worker"))
 
 
 async def test_leaving_a_stream_is_no_error(bus: Nats, exported: Exported) -> None:
