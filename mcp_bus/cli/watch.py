@@ -20,6 +20,7 @@ from mcp_bus.cli.place import ask
 from mcp_bus.errors import BusError
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from rich.tree import Tree
 
 Execution = dict[str, Any]
@@ -52,12 +53,13 @@ def until_ended(given: Globals, execution_id: str, *, shown: bool) -> Execution:
     """
     from mcp_bus.config import WATCH_LOOK_S
 
+    over: dict[str, Execution] = {}
     try:
         with _view() if shown and not given.as_json else _unseen() as show:
             while True:
                 execution = _looked(given, execution_id)
                 if execution is not None:
-                    show(execution)
+                    show(_with_children(given, execution, over) if shown else execution)
                     if execution["ended"] is not None:
                         return execution
                 time.sleep(WATCH_LOOK_S)
@@ -77,6 +79,22 @@ def _looked(given: Globals, execution_id: str) -> Execution | None:
     return found
 
 
+def _with_children(given: Globals, execution: Execution, over: dict[str, Execution]) -> Execution:
+    """The same, each step that started another workflow with that one's execution as its `child`;
+    those that are over are not looked at again."""
+    steps = []
+    for step in execution["steps"]:
+        child = over.get(step["childId"]) or (
+            _looked(given, step["childId"]) if step["childId"] is not None else None
+        )
+        if child is not None and child["id"] not in over:
+            child = _with_children(given, child, over)
+            if child["ended"] is not None:
+                over[child["id"]] = child
+        steps.append({**step, "child": child})
+    return {**execution, "steps": steps}
+
+
 @contextlib.contextmanager
 def _unseen() -> Iterator[Show]:
     yield lambda _: None
@@ -94,44 +112,62 @@ def _view() -> Iterator[Show]:
 
 
 class _Lines:
-    """What has changed since it was looked at before."""
+    """What has changed since it was looked at before; a step of a child stands behind that one's
+    own: `pay/hold`."""
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[Any, ...]] = {}
 
-    def show(self, execution: Execution) -> None:
+    def show(self, execution: Execution, within: str = "") -> None:
         for step in execution["steps"]:
+            name = within + step["id"]
+            if step["child"] is not None:
+                self.show(step["child"], f"{name}/")
             now = (step["status"], step["attempt"])
-            if self._before.get(step["id"], ("pending", step["attempt"])) != now:
+            if self._before.get(name, ("pending", step["attempt"])) != now:
                 took = screen.milliseconds(step["started"], step["ended"])
                 error = _error(step) if step["status"] not in ("completed", "undone") else ""
-                told = [step["id"], step["status"], _asks(step), took and f"{took} ms", error]
+                told = [name, step["status"], _asks(step), took and f"{took} ms", error]
                 click.echo(screen.GAP.join(screen.plain(text) for text in told if text))
-            self._before[step["id"]] = now
+            self._before[name] = now
 
 
 def tree(execution: Execution, now_ms: float) -> Tree:
-    """An execution with its steps, in the order of its definition; `now_ms` is Unix time."""
-    from rich.text import Text
+    """An execution with its steps, in the order of its definition, and those of its children;
+    `now_ms` is Unix time."""
     from rich.tree import Tree
 
-    def line(of: Execution, *words: str) -> Text:
-        sign, style = SIGNS.get(of["status"], ("?", ""))
-        told = screen.GAP.join(screen.plain(word) for word in words if word)
-        return Text.assemble((f"{sign} ", style), told, (f"{screen.GAP}{_took(of, now_ms)}", "dim"))
-
     title = f"{execution['workflowId']} (version {execution['version']})"
-    drawn = Tree(line(execution, title, execution["id"], execution["status"]))
-    for step in execution["steps"]:
-        again = f"attempt {step['attempt']}" if (step["attempt"] or 1) > 1 else ""
-        items = f"{step['items']} items" if step["items"] is not None else ""
-        branch = drawn.add(line(step, step["id"], _asks(step), items, step["status"], again))
-        if step["error"] and step["status"] != "completed":
-            branch.add(Text(screen.plain(_error(step)), "red"))
+    drawn = Tree(_line(execution, now_ms, title, execution["id"], execution["status"]))
+    _branches(drawn, execution, now_ms)
     return drawn
 
 
+def _branches(drawn: Tree, execution: Execution, now_ms: float) -> None:
+    from rich.text import Text
+
+    for step in execution["steps"]:
+        again = f"attempt {step['attempt']}" if (step["attempt"] or 1) > 1 else ""
+        items = f"{step['items']} items" if step["items"] is not None else ""
+        told = (step["id"], _asks(step), items, step["status"], again)
+        branch = drawn.add(_line(step, now_ms, *told))
+        if step["child"] is not None:
+            _branches(branch, step["child"], now_ms)
+        if step["error"] and step["status"] != "completed":
+            branch.add(Text(screen.plain(_error(step)), "red"))
+
+
+def _line(of: Execution, now_ms: float, *words: str) -> Text:
+    from rich.text import Text
+
+    sign, style = SIGNS.get(of["status"], ("?", ""))
+    told = screen.GAP.join(screen.plain(word) for word in words if word)
+    return Text.assemble((f"{sign} ", style), told, (f"{screen.GAP}{_took(of, now_ms)}", "dim"))
+
+
 def _asks(step: Execution) -> str:
+    if step["child"] is not None:
+        return f"{step['child']['workflowId']} {step['childId']}"
     return f"{step['agentId']}.{step['action']}" if step["agentId"] else ""
 
 

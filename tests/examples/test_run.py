@@ -62,6 +62,19 @@ async def test_a_watched_execution_that_fails_is_exit_code_1(bus: Bus) -> None:
     assert "error     no_cars: there are no cars on Sark" in done.stdout
 
 
+async def test_the_steps_of_a_child_are_shown_behind_the_one_that_started_it(bus: Bus) -> None:
+    """As they go, and what they undo."""
+    payment = str(FOLDER / "payment.yaml")
+    async with agent("payment"), agent("order"):
+        assert (await run("workflows", "define", payment)).exit_code == 0
+        inputs = '{"amount": 7, "customer": "eve"}'
+        done = await run(*RUN, str(FOLDER / "order.yaml"), "--inputs", inputs, "--watch")
+    assert done.exit_code == 1
+    told = [line.split("  ")[:2] for line in done.stdout.splitlines()]
+    assert ["pay/take", "failed"] in told
+    assert told.index(["pay/hold", "undone"]) < told.index(["pay", "failed"])
+
+
 async def test_what_cannot_be_run_is_told(bus: Bus, tmp_path: Path) -> None:
     """A file that is not there, one that no bus takes, inputs that do not fit, and options that
     contradict each other."""
@@ -115,6 +128,8 @@ STEP: dict[str, Any] = {
     "status": "pending",
     "attempt": None,
     "items": None,
+    "childId": None,
+    "child": None,
     "error": None,
     "started": None,
     "ended": None,
@@ -133,6 +148,14 @@ ERROR = {"code": "busy", "message": "[red]later\x1b[2J"}
         ),
         ({"status": "completed", "started": 1, "ended": 3001}, ["├── ✓ s  a.do  completed  3.0 s"]),
         ({"items": 12}, ["├── · s  a.do  12 items  pending"]),
+        (
+            {
+                "agentId": None,
+                "childId": "e2",
+                "child": {"workflowId": "c", "steps": [STEP | {"id": "x"}]},
+            },
+            ["├── · s  c e2  pending", "│   └── · x  a.do  pending"],
+        ),
         ({"status": "what?"}, ["├── ? s  a.do  what?"]),
     ],
 )

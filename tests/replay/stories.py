@@ -74,6 +74,18 @@ class Story:
         if request := self.request(execution, name, **more):
             self.history.say(Message.answer(request, request.target, payload))
 
+    def child(self, execution: str) -> str:
+        """The execution that a step of this one started last; "" for none."""
+        found = [
+            logged.message.metadata.message_id
+            for logged in self.history.log
+            if logged.message.kind == "request"
+            and logged.message.source == logged.message.target == "workflows"
+            and logged.message.metadata.correlation_id == execution
+            and logged.message.payload["action"] == "execute"
+        ]
+        return found[-1] or "" if found else ""
+
     def progress(self, execution: str, name: str) -> None:
         if asked := self.request(execution, name):
             said = {"event": "Progress", "requestId": asked.metadata.message_id, "fraction": 0.5}
@@ -260,6 +272,40 @@ def items(story: Story) -> None:
     story.reply(four, "a", {"n": 1}, item=1)
 
 
+def children(story: Story) -> None:
+    """Steps that start other workflows: which complete, fail, are asked again, undone, cancelled,
+    started too deep, kept by a rerun, and left."""
+    inner = {"id": "c", "name": "C", "steps": [undone("x"), step("y")]}
+    story.tell("workflows", "define", inner)
+    sub = {"id": "a", "workflow": {"id": "c", "inputs": {"m": "${inputs.n}"}}}
+    told = step("b", inputs={"v": "${steps.a.outputs.v}"})
+    one = story.start(sub, told, inputs={"n": 1})
+    story.reply(story.child(one), "x", {"id": 1})
+    story.reply(story.child(one), "y", {"v": 2})
+    story.fail(one, "b", BROKEN)
+    two = story.rerun(one, "b")
+    story.reply(two, "b")
+    again = {**sub, "retry": {"maxAttempts": 2, "initialDelayMs": 100}}
+    three = story.start(undone("u"), again, inputs={"n": 3})
+    story.reply(three, "u", {"id": 3})
+    for _ in range(2):
+        first = story.child(three)
+        story.reply(first, "x", {"id": 4})
+        story.fail(first, "y")
+        story.reply(first, "x")
+        story.later(101)
+    story.reply(three, "u")
+    for action in ("cancel", "pause"):
+        four = story.start(sub, told, inputs={"n": 5})
+        story.reply(story.child(four), "x", {"id": 5})
+        story.on(four, action)
+        story.reply(story.child(four), "x")
+    story.start({"id": "a", "workflow": {"id": "none"}})
+    story.start({"id": "a", "workflow": {"id": "w"}})
+    story.start({**sub, "timeoutMs": 500}, inputs={"n": 6})
+    story.later(501)
+
+
 def refusals(story: Story) -> None:
     """What is told to who asks for too much; other rules let it in."""
     nobody = {"subject": "eve", "roles": []}
@@ -284,5 +330,6 @@ STORIES: dict[str, tuple[Callable[[Story], None], ...]] = {
     "undoing": (undoing, halves),
     "reruns": (reruns, halves),
     "items": (items, halves),
-    "otherwise": (agents, courses, undoing, reruns, items, refusals, halves),
+    "children": (children, halves),
+    "otherwise": (agents, courses, undoing, reruns, items, children, refusals, halves),
 }

@@ -19,7 +19,7 @@ from mcp_bus.config import PREFIX, Settings
 from mcp_bus.domain import permissions
 from mcp_bus.domain.agents import COMMANDS as REGISTRY_COMMANDS
 from mcp_bus.domain.decider import Undecided, failed
-from mcp_bus.domain.definitions import Asking, Definition, Retry, Step, StepConditions, Wait
+from mcp_bus.domain.definitions import Asking, Child, Definition, Retry, Step, StepConditions, Wait
 from mcp_bus.domain.executions import COMMANDS as WORKFLOWS_COMMANDS
 from mcp_bus.domain.facts import FACTS
 from mcp_bus.domain.roles import Principal
@@ -57,7 +57,7 @@ def test_workflows_are_told_whole() -> None:
     """docs/workflows.md has every key of a definition, and every code of workflows and executions;
     what is in a picture, or in an example, is in the tables."""
     page = text("workflows.md")
-    models = (Definition, Step, StepConditions, Retry, Wait, Asking)
+    models = (Definition, Step, StepConditions, Retry, Wait, Asking, Child)
     keys = {field.alias for model in models for field in model.model_fields.values()}
     assert not [key for key in keys if not _stands(str(key), page)]
     section = text("errors.md").partition("## Workflows")[2].partition("\n## ")[0]
