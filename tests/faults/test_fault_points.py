@@ -41,6 +41,11 @@ WORKFLOWS: dict[str, list[dict[str, Any]]] = {
             "steps": [step("a", "second", retry={"maxAttempts": 2, "initialDelayMs": 1})],
         },
         {"id": "pause", "steps": [{"id": "a", "wait": {"ms": 1}}, step("b")]},
+        {
+            "id": "each",
+            "steps": [step("a", forEach="${inputs.list}", maxParallel=4, inputs={"n": "${item}"})],
+        },
+        {"id": "child", "steps": [{"id": "a", "workflow": {"id": "join"}}, step("b")]},
     ],
     "failed": [
         {"id": "undone", "steps": [step("a", compensate=UNDO), step("b", "fail", inputs={})]}
@@ -96,7 +101,7 @@ async def _execute(services: Services, name: str, known: int) -> None:
         while len(await _known(services, name)) <= known:
             with contextlib.suppress(aiohttp.ClientError):
                 status, answer = await services.request(
-                    "PUT", f"/workflows/{name}/execute", {"inputs": {}}
+                    "PUT", f"/workflows/{name}/execute", {"inputs": {"list": list(range(12))}}
                 )
                 assert status == 202, answer
                 return
@@ -121,12 +126,12 @@ async def _ended(services: Services, name: str, known: int) -> list[dict[str, An
             await asyncio.sleep(0.05)  # polls the read model, as a client does
 
 
-async def _requests(services: Services) -> Counter[tuple[str, str, int, bool]]:
-    """How often each attempt of a step, or to undo it, was asked for."""
-    counted: Counter[tuple[str, str, int, bool]] = Counter()
+async def _requests(services: Services) -> Counter[tuple[str, ...]]:
+    """How often each attempt of a step, of an item, or to undo one, was asked for."""
+    counted: Counter[tuple[str, ...]] = Counter()
     for _, message in await services.messages():
         about = (message.metadata.model_extra or {}).get("step")
         if message.kind == "request" and message.source == "workflows" and about:
-            asked = about["id"], about["attempt"], about.get("undoes", False)
+            asked = (str(about.get(name)) for name in ("id", "item", "attempt", "undoes"))
             counted[message.metadata.correlation_id, *asked] += 1
     return counted

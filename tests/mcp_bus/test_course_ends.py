@@ -107,3 +107,28 @@ def test_heartbeats_that_tell_nothing_new_are_forgotten_by_every_fold() -> None:
     registry = history.again(REGISTRY)
     assert registry.undecided == registry.state.observed == {}
     assert registry.state == history.folds[0].state
+
+
+def test_a_step_that_waits_gives_what_its_outputs_say() -> None:
+    """To the step after it, in the decision that ends it and in later ones."""
+    wait = {"id": "a", "wait": {"signal": "go"}, "outputs": {"by": "${result.who}"}}
+    given = {"x": "${steps.a.outputs.by}"}
+    run = Run(wait, step("b", inputs=given), step("c", inputs=given))
+    run.command("signal", name="go", payload={"who": "ann"})
+    assert run.request("b").payload["inputs"] == {"x": "ann"}
+    run.reply("b")
+    assert run.request("c").payload["inputs"] == {"x": "ann"}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_is_judged_by_the_post_condition(early: bool) -> None:
+    """Also one that came before its step began."""
+    post = {"post": {"steps.b.outputs.yes": True}}
+    run = Run(step("a"), {"id": "b", "wait": {"signal": "go"}, "conditions": post})
+    for said in (True, False) if early else (False, True):
+        if said:
+            run.command("signal", name="go", payload={"yes": False})
+        else:
+            run.reply("a")
+    assert run.fact("ExecutionFailed")["error"]["code"] == "postcondition_failed"
+    run.check()
