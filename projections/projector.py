@@ -52,7 +52,7 @@ async def run(runtime: Runtime) -> None:
                 backoff = STORE_RETRY_S
                 await _project(runtime, connection)
         except event_store.DOWN as error:
-            runtime.report(status="waiting")
+            runtime.report(status="waiting", detail=str(error) or repr(error))
             logger.warning("the event store is away", reason=repr(error), retry_s=backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, STORE_RETRY_S_MAX)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -32,6 +33,10 @@ class ChildDied(Unavailable):
     """A child ended by itself; the detail holds its last words."""
 
     default_code = "internal"
+
+
+class DiskFull(ChildDied):
+    """It says that there is no room on its disk."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,12 @@ class Child:
                 "an ordinary user, or name a running PostgreSQL by MCP_BUS_POSTGRES; last words: "
                 + self.last_words()
             )
-        return ChildDied(
-            f"{self.command.name} ended {_how(code)}; last words:\n{self.last_words()}"
-        )
+        words = self.last_words()
+        if os.strerror(errno.ENOSPC).lower() in words.lower():
+            return DiskFull(
+                f"{self.command.name} ended {_how(code)}, its disk is full; last words:\n{words}"
+            )
+        return ChildDied(f"{self.command.name} ended {_how(code)}; last words:\n{words}")
 
     def last_words(self) -> str:
         """The last lines that it said since it was started."""

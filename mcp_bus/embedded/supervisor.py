@@ -1,8 +1,9 @@
 """Keeps children alive, and ends them in order.
 
 A child that dies is started again, after a wait that doubles; one that dies five times in a
-minute ends everything: `failed` then holds the error with its last words. Engines and services
-are kept by the same rule. Never restarts what it was told to stop.
+minute ends everything: `failed` then holds the error with its last words. One whose disk is full
+is tried until there is room: the others go on without it. Engines and services are kept by the same
+rule. Never restarts what it was told to stop.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mcp_bus.config import (
     RESTARTS_WINDOW_S,
     STOP_STEP_S,
 )
-from mcp_bus.embedded.children import Child, ChildDied
+from mcp_bus.embedded.children import Child, ChildDied, DiskFull
 from mcp_bus.errors import BusError
 
 Start = Callable[[], Awaitable[Child]]
@@ -120,7 +121,8 @@ class Supervisor:
             error = kept.child.died()
             while not kept.stopping:
                 kept.deaths.append(loop.time())
-                if not isinstance(error, ChildDied) or self._too_often(kept, loop.time()):
+                hopeless = self._too_often(kept, loop.time()) and not isinstance(error, DiskFull)
+                if not isinstance(error, ChildDied) or hopeless:
                     self._tell(kept.name, "died", "given up")
                     self._fail(error, kept)
                     return

@@ -64,7 +64,7 @@ async def run(runtime: Runtime) -> None:
         except LogWentBack as error:
             await refused(runtime, error)
         except event_store.DOWN as error:
-            runtime.report(status="waiting")
+            runtime.report(status="waiting", detail=str(error) or repr(error))
             logger.warning("recording stopped", reason=repr(error), retry_s=backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, STORE_RETRY_S_MAX)

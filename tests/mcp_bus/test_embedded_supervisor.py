@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mcp_bus import config
-from mcp_bus.embedded import children
+from mcp_bus.embedded import children, supervisor
 from mcp_bus.embedded.children import ChildDied, Command
 from mcp_bus.embedded.folder import Folder, locked
 from mcp_bus.embedded.supervisor import Event, Start, Supervisor
@@ -88,6 +88,28 @@ async def test_five_deaths_in_a_minute_end_it_with_the_last_words(tmp_path: Path
         assert told[:4] == [f"bad ended with exit code 1; again in {wait:g} s" for wait in waits]
         assert raised.value.detail.startswith("bad died 5 times within 60 s")
         assert raised.value.detail.endswith("I cannot")
+
+
+async def test_who_finds_no_room_is_tried_until_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it died: a full disk is another's to empty, and the bus runs on meanwhile."""
+    monkeypatch.setattr(supervisor, "RESTART_BACKOFF_S_MAX", 0.1)
+    file = tmp_path / "room"
+    code = (
+        "import errno, os, sys\n"
+        "if not os.path.exists(sys.argv[1]): sys.exit(os.strerror(errno.ENOSPC))\n"
+    )
+    async with watched(tmp_path) as watch:
+        await watch.supervisor.keep("one", watch.starts("one", code + LIVES, str(file)))
+        await watch.count("one", "died", config.RESTARTS_MAX + 2)
+        assert "its disk is full" in watch.events[-1].detail
+        assert not watch.supervisor.failed.done()
+        file.touch()
+        started = sum(event.what == "started" for event in watch.events)
+        await watch.count("one", "started", started + 1)
+        while "one" not in watch.supervisor.pids:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_start_that_fails_again_counts_as_a_death(tmp_path: Path) -> None:
