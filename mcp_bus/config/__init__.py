@@ -258,6 +258,8 @@ LOCK_POLL_S = 0.05
 FREE_PORT_MIN = 10240
 FREE_PORT_MAX = 32767  # above it the system hands ports to outgoing connections
 FREE_PORT_TRIES_MAX = 100
+LOG_LOOK_S = 1.0  # whether the embedded log still writes
+LOG_ROOM_BYTES = 32 * 1024**2  # that are free before a log that found no room is started again
 # of disk that the embedded log may take beside log_bytes_max: snapshots, what a log holds that was
 # larger before, and what the server has not given back yet
 LOG_STORE_BYTES_BESIDE = 8 * 1024**3

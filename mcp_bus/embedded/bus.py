@@ -30,7 +30,7 @@ from mcp_bus.config import (
     TOKEN_TTL_S,
     Settings,
 )
-from mcp_bus.embedded import credentials, engines
+from mcp_bus.embedded import credentials, engines, nats_server
 from mcp_bus.embedded.addresses import Addresses, of_services, plan
 from mcp_bus.embedded.children import Child, Command, environment, start
 from mcp_bus.embedded.credentials import Credentials
@@ -112,8 +112,12 @@ async def running(
 
             leaving.callback(_remove, files)
             token = _tell(files, addresses, keys)
-            telling = asyncio.create_task(_tell_again(files, addresses, keys))
-            leaving.callback(telling.cancel)
+            beside = [asyncio.create_task(_tell_again(files, addresses, keys))]
+            if addresses.nats_port is not None:
+                looking = nats_server.look_after(addresses.nats, folder, supervisor)
+                beside.append(asyncio.create_task(looking))
+            for task in beside:
+                leaving.callback(task.cancel)
             yield Bus(
                 gateway_url=addresses.gateway,
                 nats_url=addresses.nats_agents,

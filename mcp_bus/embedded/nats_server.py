@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
 import signal
 from importlib import metadata
 from pathlib import Path
 
-from mcp_bus import nkeys
-from mcp_bus.config import ENGINE_POLL_S, LOG_STORE_BYTES_BESIDE, START_S_MAX, Settings
+from mcp_bus import log, nkeys
+from mcp_bus.config import (
+    ENGINE_POLL_S,
+    LOG_LOOK_S,
+    LOG_ROOM_BYTES,
+    LOG_STORE_BYTES_BESIDE,
+    START_S_MAX,
+    Settings,
+)
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child, Command, environment, start
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import Folder, make_private
+from mcp_bus.embedded.supervisor import Supervisor
 from mcp_bus.errors import SettingsError, Unavailable
 
 NAME = "nats-server"
@@ -67,6 +77,28 @@ def variables(
     size = str(settings.log_bytes_max + LOG_STORE_BYTES_BESIDE)
     quoted = {"MCP_BUS_CONF_" + key: _quoted(value) for key, value in texts.items()}
     return quoted | {"MCP_BUS_CONF_STORE_BYTES_MAX": size}
+
+
+async def look_after(url: str, folder: Folder, supervisor: Supervisor) -> None:
+    """For ever: end a server that gave up to write, once its disk has room again. The supervisor
+    starts it anew, and only then does it try."""
+    while True:
+        await asyncio.sleep(LOG_LOOK_S)
+        try:
+            channel = await log.connect(url, name="health", reconnect=False)
+        except Unavailable:  # it is just being started
+            continue
+        try:
+            while not channel.ended.is_set():
+                room = shutil.disk_usage(folder.nats).free >= LOG_ROOM_BYTES
+                if room and await log.health.write_error(channel):
+                    os.kill(supervisor.pids[NAME], signal.SIGTERM)
+                    break
+                await asyncio.sleep(LOG_LOOK_S)
+        except KeyError:  # it has died already
+            pass
+        finally:
+            await channel.close()
 
 
 def find_binary() -> Path:

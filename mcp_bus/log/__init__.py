@@ -5,7 +5,7 @@ package is the only importer of nats-py, because each of its pitfalls is handled
 futures that hang, silent drops, publishes without an outcome, fetches that sit out their time.
 """
 
-from mcp_bus.log import callout, copies, mending, micro, questions, queues, snapshots
+from mcp_bus.log import callout, copies, health, mending, micro, questions, queues, snapshots
 from mcp_bus.log.asker import Answer, Asker
 from mcp_bus.log.connection import Listening, Log, connect
 from mcp_bus.log.delivery import Deliveries, Delivery
@@ -30,6 +30,7 @@ __all__ = [
     "callout",
     "connect",
     "copies",
+    "health",
     "mending",
     "micro",
     "prepare",

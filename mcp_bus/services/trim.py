@@ -8,7 +8,7 @@ count, so that a damaged one costs no history. Projections read the event store 
 
 The recorder that is active does this, beside its work. It publishes nothing, because freeing space
 must never wait for space; deciders are asked on core NATS for a newer snapshot. Where nothing can
-be trimmed it says who holds the log, as long as that is so.
+be trimmed it says who holds the log, as long as that is so; where the log stores nothing, why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.decider import Decider
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.errors import BusError
-from mcp_bus.log import Log, LogInfo, snapshots
+from mcp_bus.log import Log, LogInfo, health, snapshots
 from mcp_bus.runtime import Runtime
 from mcp_bus.services.snapshots import unusable
 
@@ -83,6 +83,13 @@ class Trimmer:
         self._say("")
         return purged
 
+    async def _look_at_the_disk(self) -> None:
+        """Say that nothing is stored, until a session with a server that was started anew."""
+        if trouble := await health.write_error(self._log):
+            detail = f"the log stores nothing: {trouble}"
+            self._runtime.report(status="waiting", detail=detail)
+            logger.error("the log stores nothing", reason=trouble)
+
     async def _held(self, decider: Decider[Any]) -> Held:
         """From where a decider needs the log: for both of its snapshots that a start may take."""
         heads = await snapshots.heads(self._log, decider.name)
@@ -115,6 +122,7 @@ class Trimmer:
     async def _look_for_ever(self) -> None:
         while True:
             try:
+                await self._look_at_the_disk()
                 await self.look()
             except BusError as error:
                 logger.warning("cannot trim the log", reason=error.detail)
