@@ -5,14 +5,18 @@
     holes    it lacks messages between its first and its last one
 
 A log that went back may look whole, and even longer than the event store, once agents have gone on
-to publish: so its message at the checkpoint is compared byte by byte.
+to publish: so its message at the checkpoint is compared byte by byte. Where the log has several
+copies it is looked at twice: a server that led and stood still answers with what it knew, until it
+hears of the next leader.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
+from mcp_bus.config import REPAIR_RETRY_S
 from mcp_bus.errors import LogWentBack
 from mcp_bus.log import Log, LogInfo
 from mcp_bus.store import event_store, gaps
@@ -43,6 +47,14 @@ async def diagnosed(log: Log, connection: Connection, seen: int = 0) -> Damage |
 
     `seen` is the last position that anybody else is known to have read.
     """
+    damage = await _found(log, connection, seen)
+    if damage is not None and damage.info.replicas > 1:
+        await asyncio.sleep(REPAIR_RETRY_S)
+        damage = await _found(log, connection, seen)
+    return damage
+
+
+async def _found(log: Log, connection: Connection, seen: int) -> Damage | None:
     recorded = await event_store.checkpoint(connection, RECORDER)
     info = await log.info()
     known = await gaps.identity(connection)

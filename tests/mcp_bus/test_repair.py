@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from pydantic import SecretStr
 from mcp_bus import config
 from mcp_bus.config import REPAIR_BEYOND, Settings
 from mcp_bus.errors import Unavailable
-from mcp_bus.log import Log, mending
+from mcp_bus.log import Log, LogInfo, mending
 from mcp_bus.messages import Message
 from mcp_bus.runtime import Runtime
-from mcp_bus.services import history, recorder, repair
+from mcp_bus.services import damage, history, recorder, repair
 from mcp_bus.services.damage import diagnosed
 from mcp_bus.store import event_store
 from mcp_bus.store.gaps import Gap
@@ -73,6 +74,29 @@ async def recorded(own: OwnLog, settings: Settings, count: int) -> list[bytes]:
         kept = await sent(own, *range(count))
         await reached(settings.postgres.get_secret_value(), event_store.RECORDER, count)
     return kept
+
+
+async def test_a_former_leader_of_a_cluster_is_not_believed(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still, and says at first where the log ended then: nothing is to be repaired."""
+    monkeypatch.setattr(damage, "REPAIR_RETRY_S", 0.01)
+    async with own_log(tmp_path) as own:
+        settings = settings_of(own, postgres)
+        await recorded(own, settings, 20)
+        connection = await asyncpg.connect(postgres.service)
+        async with own.opened() as log:
+            now = replace(await log.info(), replicas=3)
+            said = iter([replace(now, last=10, messages=10)])
+
+            async def info() -> LogInfo:
+                return next(said, now)
+
+            monkeypatch.setattr(log, "info", info)
+            assert await damage.diagnosed(log, connection) is None
+            said = iter([replace(now, replicas=1, last=10, messages=10)])
+            assert await damage.diagnosed(log, connection) is not None
+        await connection.close()
 
 
 async def test_a_log_from_an_older_copy_is_repaired(
