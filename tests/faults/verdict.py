@@ -13,7 +13,9 @@ from mcp_bus.config import HEALTH_POLL_S
 from mcp_bus.store import event_store
 from mcp_bus.store.event_store import READ, RECORDER
 from projections import rebuild
+from tests.conftest import Postgres
 from tests.faults.load import Load
+from tests.own_log import contiguous
 from tests.simulation import checks
 from tests.simulation.checks import InLog, InStore
 
@@ -63,6 +65,41 @@ async def wrong_in_history(bus: embedded.Bus, load: Load) -> list[str]:
         *checks.ended(history),
         *await _rebuilt_otherwise(bus),
     ]
+
+
+async def wrong_in_store(bus: embedded.Bus, *loads: Load) -> list[str]:
+    """All that does not hold of the event store and the read models, where the log has lost its
+    beginning; `loads` came one after the other."""
+    assert bus.admin_url is not None
+    assert bus.settings.postgres is not None
+    await caught_up(bus)
+    store = await asyncpg.connect(bus.admin_url)
+    try:
+        rows = await store.fetch("SELECT * FROM store.messages ORDER BY position")
+    finally:
+        await store.close()
+    stored: dict[str | None, list[InStore]] = {}
+    for row in rows:
+        found = InStore(row["position"], row["message_id"], row["raw"])
+        stored.setdefault(found.id, []).append(found)
+    service = bus.settings.postgres.get_secret_value()
+    await contiguous(Postgres(service=service, reader=service, admin=bus.admin_url))
+    acked = [told for load in loads for told in load.acked]
+    refused = [name for load in loads for name in load.refused]
+    unknown = [name for load in loads for name in load.unknown]
+    return [
+        *checks.promises(acked, stored),
+        *checks.unacked(refused, unknown, stored),
+        *checks.order(acked),
+        *checks.ended([_as_logged(row) for row in rows]),
+        *await _rebuilt_otherwise(bus),
+    ]
+
+
+def _as_logged(row: asyncpg.Record) -> InLog:
+    subject = f"mcp.{row['kind']}.{row['source']}.{row['target']}"
+    instance = "._" if row["kind"] == "response" else ""
+    return InLog(row["position"], row["time_us"] // 1000, subject + instance, row["raw"])
 
 
 async def caught_up(bus: embedded.Bus, within_s: float = LAG_S_MAX) -> None:
