@@ -97,6 +97,16 @@ class Agents:
         wanted = f"{action} ({capability})" if action else capability
         return self.load.choose(capable_of(self.known, capability, action), wanted, time)
 
+    def schema_of(self, agent_id: str, action: str) -> dict[str, Any] | None:
+        """What an agent says of the inputs of an action: a JSON Schema, with luck."""
+        known = self.known.get(agent_id)
+        for capability in known.capabilities if known else ():
+            described = capability["parameters"].get(action)
+            schema = described.get("inputs") if isinstance(described, dict) else None
+            if isinstance(schema, dict):
+                return schema
+        return None
+
 
 def fold_fact(agents: Agents, logged: Logged) -> None:
     """Read a fact of the registry; anything else changes nothing."""

@@ -17,7 +17,7 @@ from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition, Model
 from mcp_bus.domain.execution import Execution, Workflows
 from mcp_bus.domain.load import NOBODY
-from mcp_bus.domain.saying import Held
+from mcp_bus.domain.saying import BAD_INPUTS, Held
 from mcp_bus.domain.steps import Course
 from mcp_bus.domain.workflows import define
 from mcp_bus.errors import BusError, Refused
@@ -99,7 +99,7 @@ def held_in(payloads: Payloads) -> Held:
             held[about["id"], about.get("item", {}).get("index")] = message.target
         elif _is_ours(message, "event"):
             said = message.payload.get("ending", message.payload)
-            if said.get("error", {}).get("code") == NOBODY:
+            if said.get("error", {}).get("code") in (NOBODY, BAD_INPUTS):
                 index = said.get("item", {}).get("index")
                 held[said["stepId"], index] = BusError.from_json(said["error"])
     return held
@@ -162,7 +162,7 @@ def check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
     if found:
         raise Refused(
             "; ".join(f"{f.pointer}: {f.detail}" for f in found[:3]),
-            code="bad_inputs",
+            code=BAD_INPUTS,
             findings=found,
         )
 

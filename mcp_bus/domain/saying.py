@@ -11,7 +11,7 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.config import CHILD_DEPTH_MAX, ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
-from mcp_bus.domain import conditions
+from mcp_bus.domain import conditions, schemas
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged, event
 from mcp_bus.domain.definitions import Asking, Child, Step
@@ -20,6 +20,8 @@ from mcp_bus.domain.items import Item
 from mcp_bus.domain.references import resolve
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import dumps
+
+BAD_INPUTS = "bad_inputs"
 
 # of each request's target that the log holds of a decision, or why there is none: by step, item
 Held = Mapping[tuple[str, int | None], str | BusError]
@@ -64,15 +66,14 @@ class Saying:
     ) -> None:
         """The request of a step, for one of its items, or of what undoes it; raises BusError where
         none can be made."""
-        target, needed = asked.agent_id, subjects.capability_in(asked.agent_id)
+        needed = subjects.capability_in(asked.agent_id)
         edited = self._context["edited"] if asked is step.asking else {}
         context = self._context if item is None else item.context(self._context)
         inputs = edited[step.id] if step.id in edited else resolve(asked.inputs, context)
         size = len(dumps(inputs))
         if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
             raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
-        if needed is not None:
-            target = self._chosen(step, item, needed, asked.action)
+        target = self._target(step, item, asked, inputs)
         about = {"attempt": attempt, "timeoutMs": step.timeout_ms, **step.limits, **more}
         if item is not None:
             about["item"] = item.as_json()
@@ -133,9 +134,24 @@ class Saying:
         """What the pre-condition was judged by, to be recorded."""
         return {"operands": conditions.operands(step.pre, self._context)} if step.pre else {}
 
-    def _chosen(self, step: Step, item: Item | None, capability: str, action: str) -> str:
-        """Who is asked; Unavailable `no_capable_agent`. What the log holds is not chosen again."""
+    def _target(self, step: Step, item: Item | None, asked: Asking, inputs: Any) -> str:
+        """Who is asked, whose schema the inputs fit; Unavailable `no_capable_agent`, Refused
+        `bad_inputs`. What the log holds is neither chosen nor judged again."""
         held = self._held.get((step.id, None if item is None else item.index))
         if isinstance(held, BusError):
             raise held
-        return held or self._agents.choose(capability, action, self._logged.time)
+        if held is not None:
+            return held
+        target, needed = asked.agent_id, subjects.capability_in(asked.agent_id)
+        if needed is not None:
+            target = self._agents.choose(needed, asked.action, self._logged.time)
+        schema = self._agents.schema_of(target, asked.action)
+        found = schemas.findings(schema, inputs, "") if schema is not None else []
+        if found:
+            detail = f"{target} does not take the inputs of {step.id} for {asked.action}: "
+            raise Refused(
+                detail + "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in found[:3]),
+                code=BAD_INPUTS,
+                findings=found,
+            )
+        return target

@@ -45,13 +45,10 @@ def faults(schema: dict[str, Any], pointer: str) -> list[Finding]:
 def findings(schema: dict[str, Any], value: Any, pointer: str) -> list[Finding]:
     """What of a value that stands at `pointer` does not fit, FINDINGS_MAX at most.
 
-    A schema that is none, as an older release kept it unread, fits everything.
+    A schema with faults, as agents and an older release may bring it, fits everything.
     """
-    try:
-        validator = _validator(dumps(schema))
-    except jsonschema_rs.ValidationError:
-        return []
-    return [_finding(error, pointer) for error in _first(validator, value)]
+    validator = _sound(dumps(schema))
+    return [_finding(error, pointer) for error in _first(validator, value)] if validator else []
 
 
 def _walk(whole: Any, part: Any, at: str, within: tuple[str, ...], counted: Iterator[int]) -> None:
@@ -104,7 +101,13 @@ def _unfetched(uri: str) -> Any:
     raise ValueError(f"{uri} is not fetched")
 
 
-@lru_cache(256)
+@lru_cache(1024)
+def _sound(schema: bytes) -> Any:
+    """The validator of a schema without faults, else None."""
+    return None if faults(json.loads(schema), "") else _validator(schema)
+
+
+@lru_cache(1024)
 def _validator(schema: bytes) -> Any:
     return jsonschema_rs.validator_for(
         json.loads(schema),

@@ -8,8 +8,9 @@ import pytest
 
 from mcp_bus.config import FINDINGS_MAX
 from mcp_bus.domain import schemas
+from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
-from tests.mcp_bus.history import History, agent, errors_of, step, workflow
+from tests.mcp_bus.history import ADMIN, History, agent, errors_of, step, workflow
 
 SCHEMA = {
     "type": "object",
@@ -137,3 +138,74 @@ def test_what_an_older_release_kept_unread_means_nothing() -> None:
         )
         before.append(forged if logged.message is fact else logged.message)
     assert "outputs" in start(before, {"n": 1})
+
+
+COUNT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def picky(agent_id: str, schema: Any) -> dict[str, Any]:
+    """An agent that says what it takes for `echo`."""
+    described = {"name": "c", "actions": ["echo"], "parameters": {"echo": {"inputs": schema}}}
+    return {"id": agent_id, "type": "test", "capabilities": [described]}
+
+
+def asking(schema: Any, **more: Any) -> History:
+    """A workflow of one step with the inputs {"n": "${inputs.n}"} to an agent with a schema."""
+    history = History()
+    history.command("registry", "register", picky("echo", schema))
+    wanted = workflow(step("a", inputs={"n": "${inputs.n}"}, **more))
+    assert "outputs" in history.command("workflows", "define", wanted)
+    return history
+
+
+@pytest.mark.parametrize("agent_id", ["echo", "capability:c"])
+def test_nobody_is_asked_with_what_it_does_not_take(agent_id: str) -> None:
+    """The step fails with every finding, and is not tried again; what fits is asked."""
+    history = asking(COUNT, agentId=agent_id, retry={"maxAttempts": 3})
+    start(history, {"n": "seven"})
+    (failed,) = (
+        m.message.payload
+        for m in history.log
+        if m.message.kind == "event" and m.message.payload.get("event") == "ExecutionFailed"
+    )
+    assert (failed["stepId"], failed["origin"]) == ("a", "engine")
+    assert failed["error"]["code"] == "bad_inputs"
+    assert failed["error"]["details"]["errors"][0]["pointer"] == "/n"
+    assert history.requests() == []
+    start(history, {"n": 7})
+    assert [request.payload["inputs"] for request in history.requests()] == [{"n": 7}]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "whatever"},
+        {"$ref": "https://example.com/schema"},
+        ["type"],
+        {"properties": {"n": {"pattern": "("}}},
+    ],
+)
+def test_a_schema_with_faults_holds_nobody_up(schema: Any) -> None:
+    """Its agent has to judge by itself."""
+    history = asking(schema)
+    start(history, {"n": "seven"})
+    assert len(history.requests()) == 1
+
+
+@pytest.mark.parametrize(("before", "after", "n"), [(COUNT, {}, "seven"), ({}, COUNT, "seven")])
+def test_what_was_asked_or_not_stays_so(before: Any, after: Any, n: Any) -> None:
+    """A half published decision is completed as it was made, whatever the agent says since."""
+    history = asking(before)
+    command = {"action": "execute", "inputs": {"workflowId": "w", "inputs": {"n": n}}}
+    begun = Message.build("request", "gateway", "workflows", command, principal=ADMIN)
+    position = history.append(begun).position
+    outputs = history.decide(history.folds[1], position)
+    history.append(outputs[1], 1)
+    register = {"action": "register", "inputs": picky("echo", after)}
+    again = Message.build("request", "gateway", "registry", register, principal=ADMIN)
+    for output in history.decide(history.folds[0], history.append(again).position):
+        history.append(output)
+    for fold in (history.folds[1], history.again(WORKFLOWS)):
+        missing = history.decide(fold, position)
+        assert [m.payload for m in missing] == [outputs[0].payload]
