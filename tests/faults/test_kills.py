@@ -15,6 +15,7 @@ import pytest
 from mcp_bus import config
 from mcp_bus.embedded import running, supervisor
 from tests.faults.load import SEED, loaded
+from tests.faults.still import standing_still
 from tests.faults.verdict import caught_up, wrong_with
 
 KILLS = 5
@@ -78,14 +79,11 @@ async def test_while_the_event_store_stands_still_the_bus_works(tmp_path: Path) 
     settings = config.load({}, data_dir=tmp_path, port=0, nats_port=0, postgres_port=0)
     async with running(settings) as bus, asyncio.timeout(SCENARIO_S_MAX), loaded(bus) as load:
         await load.goes_on(MESSAGES, EXECUTIONS)
-        os.killpg(bus.pids["postgres"], signal.SIGSTOP)
-        try:
+        with standing_still(bus.pids["postgres"]):
             until = time.monotonic() + STOPPED_S
             while time.monotonic() < until:
                 async with asyncio.timeout(5):
                     await load.goes_on(MESSAGES, EXECUTIONS)
-        finally:
-            os.killpg(bus.pids["postgres"], signal.SIGCONT)
         await caught_up(bus)
         await load.stop()
         assert await wrong_with(bus, load) == []
