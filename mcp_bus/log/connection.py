@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import random
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,8 +25,9 @@ from mcp_bus.log.client import FORBIDDEN, Client, Listening, settled
 from mcp_bus.log.delivery import Deliveries, Delivery
 from mcp_bus.log.follower import Follower
 from mcp_bus.log.publisher import Publisher
-from mcp_bus.log.records import LogInfo, Published, Record, fetched, heard
+from mcp_bus.log.records import LogInfo, Published, Record, fetched, heard, identity_of, status_of
 from mcp_bus.log.settling import Pages
+from mcp_bus.log.url import servers_of, without_password
 from mcp_bus.messages import Message
 
 logger = logging.getLogger(__name__)
@@ -149,14 +149,14 @@ class Log:
 
     async def info(self) -> LogInfo:
         """First and last position, identity and settings of the stream."""
-        found = await self.api(f"STREAM.INFO.{subjects.STREAM}")
+        found = await self.api(f"STREAM.INFO.{subjects.STREAM}", again=True)
         state, settings = found["state"], found["config"]
         return LogInfo(
             first=max(state["first_seq"], 1),  # 0 while it never held anything
             last=state["last_seq"],
             bytes=state["bytes"],
             bytes_max=settings["max_bytes"],
-            identity=found["created"],
+            identity=identity_of(settings) or found["created"],
             replicas=settings["num_replicas"],
             atomic=settings.get("allow_atomic", False),
             duplicate_window_s=settings["duplicate_window"] / 1e9,
@@ -196,11 +196,18 @@ class Log:
     # --- the connection itself
 
     async def api(
-        self, verb: str, body: dict[str, Any] | None = None, allow: tuple[int, ...] = ()
+        self,
+        verb: str,
+        body: dict[str, Any] | None = None,
+        allow: tuple[int, ...] = (),
+        *,
+        again: bool = False,
     ) -> dict[str, Any]:
-        """A JetStream API call; raises Unavailable for an error whose number is not allowed."""
+        """A JetStream API call; raises Unavailable for an error whose number is not allowed. One
+        that changes nothing may be asked `again`: while a cluster has no leader it is dropped."""
+        ask = self._ask_again if again else self.ask
         try:
-            reply = await self.ask(f"$JS.API.{verb}", json.dumps(body or {}).encode())
+            reply = await ask(f"$JS.API.{verb}", json.dumps(body or {}).encode())
         except (TimeoutError, NatsError, OSError) as error:
             raise Unavailable(f"the log did not answer {verb}: {error!r}") from None
         answer: dict[str, Any] = json.loads(reply.data)
@@ -270,11 +277,11 @@ class Log:
             if not self.client.is_connected:
                 # nats-py takes the PING of a server that still waits for the auth service as a yes
                 raise Unavailable(
-                    f"the log at {_without_password(url)} cannot say yet whether {self.name} "
+                    f"the log at {without_password(url)} cannot say yet whether {self.name} "
                     "may connect: try again"
                 )
         except (TimeoutError, NatsError, OSError) as error:
-            raise Unavailable(f"no log at {_without_password(url)}: {error!r}") from None
+            raise Unavailable(f"no log at {without_password(url)}: {error!r}") from None
         finally:
             ended.cancel()
             if not self.client.is_connected:
@@ -283,6 +290,25 @@ class Log:
                 await self.client.close()
         self._connected.set()
         await self.publisher.open()
+
+    async def _ask_again(self, subject: str, data: bytes) -> Msg:
+        """As `ask`, again and again until there is an answer to one of them."""
+        answered: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+        def take(msg: Msg) -> None:
+            if not answered.done() and status_of(msg) is None:
+                answered.set_result(msg)
+
+        inbox = self.client.new_inbox()
+        listening = await self.client.hear(inbox, take)
+        try:
+            async with asyncio.timeout(config.LOG_REQUEST_S):
+                while not answered.done():
+                    await self.client.publish(subject, data, reply=inbox)
+                    await asyncio.wait({answered}, timeout=config.LOG_ASK_AGAIN_S)
+                return answered.result()
+        finally:
+            await listening.stop()
 
     async def _direct(self, wanted: dict[str, Any]) -> Record | None:
         try:
@@ -349,19 +375,6 @@ async def connect(url: str, *, name: str, reconnect: bool = True, token: Token =
     return log
 
 
-def servers_of(url: str) -> tuple[list[str], str, str]:
-    """The servers of `nats://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]`, user and password; a token
-    stands for the user alone.
-
-    They are for each of these, and for those of a cluster that are not named here and that the
-    servers tell of: nats-py would go to these with nothing, and be refused.
-    """
-    scheme, _, rest = url.rpartition("://")
-    who, _, places = rest.rpartition("@")
-    user, _, password = who.partition(":")
-    return [f"{scheme or 'nats'}://{place}" for place in places.split(",")], user, password
-
-
 def _again_s(token: Token) -> float:
     """Between two tries to connect again. Who brings a token waits longer, not all as long, and
     so comes after the services, one of which says who may connect: too early, it is kept waiting
@@ -369,10 +382,6 @@ def _again_s(token: Token) -> float:
     if token is None:
         return config.RECONNECT_SERVICE_WAIT_S
     return random.uniform(config.RECONNECT_WAIT_S, config.RECONNECT_WAIT_S_MAX)
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", url)
 
 
 __all__ = ["Listening", "Log", "connect"]

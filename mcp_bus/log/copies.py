@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
-from mcp_bus.config import COPY_CHUNK_BYTES, COPY_SILENT_S
+from mcp_bus.config import COPY_CHUNK_BYTES, COPY_SILENT_S, LOG_REQUEST_S, UNHEARD_AGAIN_S
 from mcp_bus.errors import Unavailable
-from mcp_bus.log.records import STATUS, STREAM_NOT_FOUND
+from mcp_bus.log.records import IDENTITY, STATUS, STREAM_NOT_FOUND
+from mcp_bus.messages import new_id
 
 if TYPE_CHECKING:
     from mcp_bus.log.connection import Log
@@ -68,8 +70,8 @@ async def put(
     place = begun["deliver_subject"]
     try:
         async for piece in pieces:
-            await log.question(place, piece)
-        ended = json.loads(await log.question(place, b""))
+            await _handed(log, place, piece)
+        ended = json.loads(await _handed(log, place, b""))
     except ValueError as error:
         raise Unavailable(f"the server refused the copy of {stream}: {error}") from None
     if "error" in ended:
@@ -78,9 +80,31 @@ async def put(
     return state
 
 
+async def identify(log: Log, stream: str) -> None:
+    """Give a stream that was made of a copy an identity, the same on all servers: the one that
+    took the copy has it made at another time than the others have."""
+    found = await log.api(f"STREAM.INFO.{stream}")
+    metadata = {**(found["config"].get("metadata") or {}), IDENTITY: new_id()}
+    await log.api(f"STREAM.UPDATE.{stream}", found["config"] | {"metadata": metadata})
+
+
 async def remove(log: Log, stream: str) -> None:
     """Delete a stream; for one that is known to be empty."""
     await log.api(f"STREAM.DELETE.{stream}", allow=(STREAM_NOT_FOUND,))
+
+
+async def _handed(log: Log, place: str, piece: bytes) -> bytes:
+    """Give the server a piece; another one of a cluster may take it, of which ours hears later."""
+    until = asyncio.get_running_loop().time() + LOG_REQUEST_S
+    while True:
+        try:
+            return (await log.ask(place, piece)).data
+        except NoRespondersError as error:
+            if asyncio.get_running_loop().time() > until:
+                raise Unavailable(f"nobody takes the copy any more: {error!r}") from None
+            await asyncio.sleep(UNHEARD_AGAIN_S)
+        except (TimeoutError, NatsError, OSError) as error:
+            raise Unavailable(f"the server takes no more of the copy: {error!r}") from None
 
 
 async def _next(pieces: asyncio.Queue[Msg]) -> Msg:

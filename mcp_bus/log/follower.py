@@ -214,7 +214,7 @@ class Follower:
         if status == UNHEARD and not self._read and now < self._known_by:
             # the server that we have hears of the consumer after the one that made it
             self._asked = 0
-            self._next_at = now + config.FOLLOWER_AGAIN_S
+            self._next_at = now + config.UNHEARD_AGAIN_S
         elif status not in (EXPIRED, EMPTIED):
             self._fail(f"the log ended the follower: {dict(headers)}")
         elif self._burst:

@@ -32,6 +32,7 @@ from mcp_bus.log.records import (
     DUPLICATE_IN_PROCESS,
     NO_BATCH,
     STREAM_STORE_FAILED,
+    UNHEARD,
     Published,
     headers_of,
     in_batch,
@@ -309,6 +310,8 @@ class Publisher:
         tried = f"for {config.PUBLISH_RETRY_S:.0f} s"
         if sent:
             return OutcomeUnknown(f"no answer {tried}: {message_id} may be stored", message_id)
+        if refusal == UNHEARD:
+            return Unavailable(f"no server leads the log, tried {tried}; nothing was published")
         if refusal:
             return Unavailable(f"the log is full ({refusal}), tried {tried}", code="log_full")
         return Unavailable(f"no connection to the log {tried}; nothing was published")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -40,6 +40,8 @@ BATCHES_TOO_MANY: Final = 10210  # open at once, anybody's
 NO_BATCH: Final = frozenset({BATCH_DUPLICATE, BATCH_INCOMPLETE, BATCHES_NONE, BATCHES_TOO_MANY})
 
 STREAM_NOT_FOUND: Final = 10059
+
+IDENTITY: Final = "mcp-bus-identity"  # in the metadata of a stream
 
 
 def headers_of(message_id: str, message: Message) -> dict[str, str]:
@@ -92,6 +94,13 @@ class LogInfo:
     atomic: bool  # whether it takes atomic batches
     duplicate_window_s: float
     messages: int  # as many as there are positions, unless some are lost
+
+
+def identity_of(config: Mapping[str, Any]) -> str | None:
+    """The identity that was given to a stream (copies.py); None for one that has when it was
+    made."""
+    found: str | None = (config.get("metadata") or {}).get(IDENTITY)
+    return found
 
 
 NO_HEADERS: Final[Mapping[str, str]] = {}

@@ -9,7 +9,7 @@ from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, 
 from mcp_bus.errors import SettingsError
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
-from mcp_bus.log.records import STREAM_NOT_FOUND
+from mcp_bus.log.records import IDENTITY, STREAM_NOT_FOUND, identity_of
 from mcp_bus.log.snapshots import snapshots_config
 
 NO_ROOM = 10047
@@ -19,12 +19,16 @@ async def prepare(url: str, settings: Settings) -> None:
     """Create or update the stream; needs the account that owns JetStream."""
     log = await connect(url, name="prepare")
     try:
-        if not await _exists(log, subjects.STREAM):  # what belonged to another log is gone
+        known = await _config(log, subjects.STREAM)
+        if known is None:  # what belonged to another log is gone
             await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
             await log.api(f"STREAM.PURGE.{subjects.SNAPSHOTS_STREAM}", allow=(STREAM_NOT_FOUND,))
-        configs = (dropped_config(settings), snapshots_config(settings), stream_config(settings))
+        wanted_log = stream_config(settings)
+        if known is not None and (identity := identity_of(known)) is not None:
+            wanted_log["metadata"] = {IDENTITY: identity}
+        configs = (dropped_config(settings), snapshots_config(settings), wanted_log)
         for wanted in configs:
-            verb = "UPDATE" if await _exists(log, wanted["name"]) else "CREATE"
+            verb = "CREATE" if await _config(log, wanted["name"]) is None else "UPDATE"
             found = await log.api(f"STREAM.{verb}.{wanted['name']}", wanted, allow=(NO_ROOM,))
             if "error" in found:
                 raise SettingsError(
@@ -35,8 +39,10 @@ async def prepare(url: str, settings: Settings) -> None:
         await log.close()
 
 
-async def _exists(log: Log, stream: str) -> bool:
-    return "error" not in await log.api(f"STREAM.INFO.{stream}", allow=(STREAM_NOT_FOUND,))
+async def _config(log: Log, stream: str) -> dict[str, Any] | None:
+    """The settings of a stream; None where there is none."""
+    found = await log.api(f"STREAM.INFO.{stream}", allow=(STREAM_NOT_FOUND,))
+    return found.get("config")
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:

@@ -150,6 +150,7 @@ async def _put_log(log: Log, backup: Backup, progress: Progress) -> None:
         state = await copies.put(log, stream, copied, pieces)
         if state["messages"] != copied["state"]["messages"]:
             raise Unavailable(f"{stream} has {state['messages']} messages after all")
+    await copies.identify(log, subjects.STREAM)
 
 
 async def _put_store(connection: Connection, backup: Backup, progress: Progress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mcp_bus import config, log
-from mcp_bus.config import Settings
 from mcp_bus.embedded import children, credentials, nats_server, ports
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child, Command
 from mcp_bus.embedded.folder import Folder, locked, make_private
 from mcp_bus.errors import Unavailable
 from mcp_bus.subjects import STREAM
-from tests.conftest import SECRET
+from tests.conftest import SECRET, Nats
 
 NODES = ("n1", "n2", "n3")
 ROUTE = f"nats://route:of-tests@{LOOPBACK}"
@@ -37,13 +37,18 @@ class Cluster:
         self._routes = {node: ports.choose(LOOPBACK, 0, node) for node in NODES}
         self._servers: dict[str, Child] = {}
         places = ",".join(f"{LOOPBACK}:{self._ports[node]}" for node in NODES)
+        self.urls = Nats(
+            f"nats://bus:{self._secrets.bus}@{places}",
+            f"nats://auth:{self._secrets.auth}@{places}",
+            f"nats://{places}",
+        )
         self.settings = config.load(
             {},
             data_dir=path,
             port=0,
             postgres_port=0,
-            nats=f"nats://bus:{self._secrets.bus}@{places}",
-            nats_auth=f"nats://auth:{self._secrets.auth}@{places}",
+            nats=self.urls.services,
+            nats_auth=self.urls.auth,
             secret=SECRET,
             replicas=3,
             log_bytes_max=1024**3,
@@ -60,7 +65,7 @@ class Cluster:
         """Make the streams, as soon as there is somebody who leads."""
         while True:
             with contextlib.suppress(Unavailable):
-                await log.prepare(_url(self.settings), self.settings)
+                await log.prepare(self.urls.services, self.settings)
                 return
 
     async def kill(self, *nodes: str) -> None:
@@ -69,6 +74,11 @@ class Cluster:
             self._servers[node].kill()
         for node in nodes:
             await self._servers[node].wait()
+
+    def forget(self, *nodes: str) -> None:
+        """Nodes that were killed begin with nothing."""
+        for node in nodes:
+            shutil.rmtree(self._folders[node].nats)
 
     @asynccontextmanager
     async def frozen(self, node: str, seconds: float) -> AsyncIterator[None]:
@@ -80,12 +90,6 @@ class Cluster:
             await asyncio.sleep(until - time.monotonic())
         finally:
             os.kill(self._servers[node].pid, signal.SIGCONT)
-
-    def node_of(self, channel: log.Log) -> str:
-        """The node that a connection has."""
-        url = channel.client.connected_url
-        assert url is not None
-        return next(node for node in NODES if self._ports[node] == url.port)
 
     async def leader(self) -> str:
         """The node that leads the log, once there is one."""
@@ -101,13 +105,23 @@ class Cluster:
                 return
             await asyncio.sleep(POLL_S)
 
+    async def restored(self) -> None:
+        """Wait until the nodes that did not take a copy of the log have it from the one that did:
+        the servers call them current before that, and say it in their own logs alone."""
+        done = f"Catchup for stream 'BUS > {STREAM}' complete"
+        followers = [node for node in NODES if node != await self.leader()]
+        for node in followers:
+            words = self._folders[node].logs / f"{nats_server.NAME}.log"
+            while done not in words.read_text():  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+
     async def close(self) -> None:
         await self.kill(*self._servers)
 
     async def _state(self) -> dict[str, Any]:
         """What the servers say of the copies of the log; nothing while they cannot."""
         with contextlib.suppress(Unavailable):
-            channel = await log.connect(_url(self.settings), name="test")
+            channel = await log.connect(self.urls.services, name="test")
             try:
                 found = await channel.api(f"STREAM.INFO.{STREAM}")
                 return dict(found["cluster"])
@@ -131,11 +145,6 @@ class Cluster:
             | nats_server.variables(self.settings, folder.nats, self._ports[node], self._secrets),
         )
         return await children.start(command, folder)
-
-
-def _url(settings: Settings) -> str:
-    assert settings.nats is not None
-    return settings.nats.get_secret_value()
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from mcp_bus.config import Settings
 from mcp_bus.errors import LogWentBack, Refused
+from mcp_bus.log import prepare
 from mcp_bus.messages import Message
 from mcp_bus.services import backup, recorder
 from mcp_bus.services.backup import Backup
@@ -83,8 +84,10 @@ async def test_a_backup_under_load_has_all_that_was_acknowledged(
                 assert (await ended(bus, database, waiting))["status"] == "completed"
                 assert (await run(bus, "echo")).body["status"] == "completed"
             async with second.opened() as log:
-                last = (await log.info()).last
-            await reached(database.service, event_store.RECORDER, last)
+                restored = await log.info()
+                await prepare(second.urls.services, elsewhere)  # as each start does
+                assert (await log.info()).identity == restored.identity
+            await reached(database.service, event_store.RECORDER, restored.last)
         kept = await rows(database, RAW)
         assert len(kept) == len(set(kept))
         assert promised <= set(kept)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mcp_bus import config, log
-from mcp_bus.errors import Refused
+from mcp_bus.errors import Refused, Unavailable
 from mcp_bus.log import Log, Record
 from mcp_bus.log.records import BATCH_ID, BATCH_SEQUENCE
 from mcp_bus.log.stream import stream_config
@@ -97,6 +97,17 @@ async def test_a_log_without_batches_is_published_to_singly(bus: Log, a: Log) ->
     records = await everything(bus)
     assert len(records) == 2 * MANY
     assert not batches(records)
+
+
+async def test_a_log_that_nobody_leads_is_not_called_full(
+    bus: Log, a: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the servers of a cluster choose a leader: nobody listens, and nothing is stored."""
+    monkeypatch.setattr(config, "PUBLISH_RETRY_S", 0.2)
+    await bus.api("STREAM.DELETE.MCP")
+    with pytest.raises(Unavailable, match="no server leads the log") as told:
+        await a.publish(events(1)[0])
+    assert told.value.code == "log_unavailable"
 
 
 async def test_who_publishes_too_fast_waits(a: Log, monkeypatch: pytest.MonkeyPatch) -> None:
