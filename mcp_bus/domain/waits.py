@@ -40,8 +40,11 @@ def again(retry: Retry, attempt: int, error: BusError) -> bool:
 
 
 def overdue(step: Step, agent: str, *, silent: bool) -> Refused:
-    """What is said of an agent that did not answer in time, or gave no sign of progress."""
-    if silent:
+    """What is said of an agent that did not answer in time, or gave no sign of progress; or of a
+    workflow that did not end."""
+    if step.workflow is not None:
+        code, detail = "step_timeout", f"{step.workflow.id} did not end within {step.timeout_ms} ms"
+    elif silent:
         passed, code = step.heartbeat_timeout_ms, "heartbeat_timeout"
         detail = f"{agent} gave no sign of progress with {step.action} for {passed} ms"
     else:

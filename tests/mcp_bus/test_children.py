@@ -130,7 +130,8 @@ def test_a_child_takes_as_long_as_it_wants_unless_the_step_says_otherwise() -> N
     assert run.end is None
     run = Family(child(timeoutMs=5000), of=[{"id": "x", "wait": {"signal": "go"}}])
     run.later(5000)
-    assert run.fact("ExecutionFailed")["error"]["code"] == "step_timeout"
+    error = run.fact("ExecutionFailed")["error"]
+    assert (error["code"], error["message"]) == ("step_timeout", "c did not end within 5000 ms")
     assert run.said(run.child)[-1] == "ExecutionCancelled"
     run.check()
 
