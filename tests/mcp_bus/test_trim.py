@@ -163,7 +163,7 @@ async def test_a_full_log_is_trimmed_without_a_decider_that_leads(
         last = await bus.last()
         await begun(bus, trimming, 10)
         for decider in subjects.DECIDERS:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_S):
                 while await positions(bus, decider) != [last, last]:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
     assert (await bus.log.info()).bytes <= SMALL * small.log_high_water
