@@ -24,7 +24,7 @@ from tests.faults.load import Load, loaded, token
 from tests.faults.verdict import caught_up, recorded, wrong_with
 from tests.gateway.conftest import SERVICES, echo, serving
 from tests.mcp_bus.test_backup import nothing
-from tests.mcp_bus.test_repair import rows, run, workflow
+from tests.mcp_bus.test_repair import ended, rows, run, workflow
 from tests.own_log import command, contiguous, rebuilt_equal
 from tests.services import reached
 
@@ -86,7 +86,8 @@ async def test_a_copy_of_a_running_bus_is_whole(engines: Engines, tmp_path: Path
             await cluster.kill(await cluster.leader())
             said = await rest.call("POST", "/workflows", workflow("echo"))
             assert said.status == 201, said.body
-            assert (await run(rest, "echo")).body["status"] == "completed"
+            begun = (await run(rest, "echo", "")).body["executionId"]
+            assert (await ended(rest, database, begun))["status"] == "completed"
             channel = await log.connect(cluster.urls.services, name="test")
             assert (await channel.info()).replicas == len(NODES)
             await reached(database.service, event_store.RECORDER, (await channel.info()).last)
