@@ -36,7 +36,7 @@ class Wire:
     """One connection, both halves of it."""
 
     writers: dict[Way, asyncio.StreamWriter]
-    silent: set[Way] = field(default_factory=set)  # what comes this way gets lost
+    silent: Way | None = None  # what comes this way gets lost
     reset_after: dict[Way, int] = field(default_factory=dict)  # bytes of this way
 
     def reset(self) -> None:
@@ -70,10 +70,10 @@ class Proxy:
         for wire in self.wires:
             wire.reset_after[chance.choice(("up", "down"))] = chance.randrange(1, 200)
 
-    def fall_silent(self, way: Way) -> None:
-        """Nothing that goes this way arrives, and nobody is told."""
+    def fall_silent(self, chance: Random) -> None:
+        """Of each connection, what goes one way or the other is lost, and nobody is told."""
         for wire in self.wires:
-            wire.silent.add(way)
+            wire.silent = chance.choice(("up", "down"))
 
     def passed_on(self, data: bytes, wire: Wire, way: Way) -> bytes:
         """What of that which was read is to arrive."""
@@ -128,7 +128,7 @@ class Proxy:
             if not data:
                 return
             await asyncio.sleep(due - _now())
-            while data and way not in wire.silent:
+            while data and way != wire.silent:
                 size = self.bytes_a_s // PIECES_A_S or len(data)
                 if way in wire.reset_after:
                     size = min(size, wire.reset_after[way])

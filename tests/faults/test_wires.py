@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.acks import FirstAcks
 from tests.faults.load import SEED, loaded
-from tests.faults.proxy import Proxy, Way, Wired, wired
+from tests.faults.proxy import Proxy, Wired, wired
 from tests.faults.verdict import caught_up, wrong_in_history, wrong_with
 
 CUTS = 3
@@ -19,7 +19,7 @@ MESSAGES, EXECUTIONS = 100, 5  # that come between two faults
 SCENARIO_S_MAX = 60
 LATE_S = 0.2
 SLOW_BYTES_A_S = 10_000
-SLOW_S = 6.0
+SLOW_S = 4.0
 NOTICED_S_MAX = 35.0  # by whoever waits for the other side: a statement, and its cancellation
 
 
@@ -70,13 +70,10 @@ async def test_a_slow_wire_loses_nothing(tmp_path: Path, engine: str) -> None:
         assert await wrong_with(wires.bus, load) == []
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
 @pytest.mark.parametrize("engine", ["nats", "postgres"])
-async def test_a_wire_that_falls_silent_loses_nothing(
-    tmp_path: Path, engine: str, way: Way
-) -> None:
-    """One way, of every connection, and nobody is told: each finds out, and comes back by a new
-    one. Of what was published meanwhile a source may have to be told that nobody knows."""
+async def test_a_wire_that_falls_silent_loses_nothing(tmp_path: Path, engine: str) -> None:
+    """One way or the other, of every connection, and nobody is told: each finds out, and comes
+    back by a new one. Of what was published meanwhile it may be that nobody can tell."""
     async with (
         wired(tmp_path) as wires,
         asyncio.timeout(SCENARIO_S_MAX),
@@ -84,7 +81,7 @@ async def test_a_wire_that_falls_silent_loses_nothing(
     ):
         wire = wire_of(wires, engine)
         await load.goes_on(MESSAGES, EXECUTIONS)
-        wire.fall_silent(way)
+        wire.fall_silent(Random(SEED))
         await caught_up(wires.bus, NOTICED_S_MAX)
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()
