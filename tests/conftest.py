@@ -29,6 +29,7 @@ from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.credentials import Credentials
 from mcp_bus.embedded.folder import locked
 from mcp_bus.log.records import STREAM_NOT_FOUND
+from mcp_bus.log.stream import bring_up_to_date
 from mcp_bus.services.auth import Door
 from mcp_bus.services.revocations import Revocations
 from mcp_bus.store import migrate
@@ -136,8 +137,8 @@ async def nats(engines: Engines) -> Nats:
     urls = engines.nats()
     connection = await log.connect(urls.services, name="test")
     await connection.api(f"STREAM.DELETE.{STREAM}", allow=(STREAM_NOT_FOUND,))
+    await bring_up_to_date(connection, config.load({}))  # as with `always`: it takes batches
     await connection.close()
-    await log.prepare(urls.services, config.load({}))
     return urls
 
 
@@ -151,6 +152,7 @@ def settings(nats: Nats, postgres: Postgres, tmp_path: Path) -> Settings:
         nats_auth=nats.auth,
         postgres=postgres.service,
         secret=SECRET,
+        durability="interval",
     )
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 
@@ -48,6 +48,12 @@ class OwnLog:
         secrets = credentials.load(self.folder.path)
         self._server = await nats_server.serve(self.settings, self.folder, self._port, secrets)
         await log.prepare(self.urls.services, self.settings)
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        assert self._server is not None
+        return self._server.pid
 
     async def kill(self) -> None:
         """End it at once."""
@@ -89,8 +95,10 @@ class OwnLog:
 
 
 @contextlib.asynccontextmanager
-async def own_log(path: Path) -> AsyncIterator[OwnLog]:
-    settings = config.load({}, data_dir=path, durability="interval", secret=SECRET)
+async def own_log(
+    path: Path, durability: Literal["always", "interval"] = "interval"
+) -> AsyncIterator[OwnLog]:
+    settings = config.load({}, data_dir=path, durability=durability, secret=SECRET)
     async with locked(path) as folder:
         own = OwnLog(folder, ports.choose(LOOPBACK, 0, "port"), settings)
         await own.start()
@@ -109,6 +117,7 @@ def settings_of(own: OwnLog, postgres: Postgres) -> Settings:
         nats_auth=own.urls.auth,
         postgres=postgres.service,
         secret=SECRET,
+        durability=own.settings.durability,
     )
 
 

@@ -52,7 +52,8 @@ RECONNECT_WAIT_S_MAX = 1.0
 DENIALS_MAX = 3  # each within DENIAL_QUICK_S of the one before: then the answer is no
 DENIAL_QUICK_S = 1.5  # the server waits 3 s for a bus that does not say who may connect
 KICK_AGAIN_S = 2.0
-SERVERS_ANSWER_S = 0.5  # for all servers of a cluster to say who is connected
+SERVERS_ANSWER_S = 0.5  # for all servers of a cluster to answer
+SYNC_INTERVAL_S_MAX = 120.0  # between two flushes of a log whose durability is `interval`
 
 # --- deciders ---------------------------------------------------------------------------------
 ATOMIC_BATCH_MAX = 500  # the server takes 1,000

@@ -7,6 +7,7 @@ from typing import Any
 from mcp_bus import subjects
 from mcp_bus.config import CONSUMERS_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Settings
 from mcp_bus.errors import SettingsError
+from mcp_bus.log import durability
 from mcp_bus.log.connection import Log, connect
 from mcp_bus.log.queues import dropped_config
 from mcp_bus.log.records import IDENTITY, STREAM_NOT_FOUND, identity_of
@@ -16,27 +17,34 @@ NO_ROOM = 10047
 
 
 async def prepare(url: str, settings: Settings) -> None:
-    """Create or update the stream; needs the account that owns JetStream."""
+    """Create or update the stream; needs the account that owns JetStream. SettingsError where the
+    server does not keep to the settings."""
     log = await connect(url, name="prepare")
     try:
-        known = await _config(log, subjects.STREAM)
-        if known is None:  # what belonged to another log is gone
-            await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
-            await log.api(f"STREAM.PURGE.{subjects.SNAPSHOTS_STREAM}", allow=(STREAM_NOT_FOUND,))
-        wanted_log = stream_config(settings)
-        if known is not None and (identity := identity_of(known)) is not None:
-            wanted_log["metadata"] = {IDENTITY: identity}
-        configs = (dropped_config(settings), snapshots_config(settings), wanted_log)
-        for wanted in configs:
-            verb = "CREATE" if await _config(log, wanted["name"]) is None else "UPDATE"
-            found = await log.api(f"STREAM.{verb}.{wanted['name']}", wanted, allow=(NO_ROOM,))
-            if "error" in found:
-                raise SettingsError(
-                    f"the server has no room for {wanted['name']} ({wanted['max_bytes']} bytes): "
-                    "give it more (max_file_store), or the log less (MCP_BUS_LOG_BYTES_MAX)"
-                )
+        await durability.check(log, settings)
+        await bring_up_to_date(log, settings)
     finally:
         await log.close()
+
+
+async def bring_up_to_date(log: Log, settings: Settings) -> None:
+    """The streams as the settings want them; SettingsError where there is no room."""
+    known = await _config(log, subjects.STREAM)
+    if known is None:  # what belonged to another log is gone
+        await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
+        await log.api(f"STREAM.PURGE.{subjects.SNAPSHOTS_STREAM}", allow=(STREAM_NOT_FOUND,))
+    wanted_log = stream_config(settings)
+    if known is not None and (identity := identity_of(known)) is not None:
+        wanted_log["metadata"] = {IDENTITY: identity}
+    configs = (dropped_config(settings), snapshots_config(settings), wanted_log)
+    for wanted in configs:
+        verb = "CREATE" if await _config(log, wanted["name"]) is None else "UPDATE"
+        found = await log.api(f"STREAM.{verb}.{wanted['name']}", wanted, allow=(NO_ROOM,))
+        if "error" in found:
+            raise SettingsError(
+                f"the server has no room for {wanted['name']} ({wanted['max_bytes']} bytes): "
+                "give it more (max_file_store), or the log less (MCP_BUS_LOG_BYTES_MAX)"
+            )
 
 
 async def _config(log: Log, stream: str) -> dict[str, Any] | None:

@@ -60,6 +60,7 @@ async def opened(
                 nats_auth=nats.auth,
                 postgres=url.service,
                 secret=SECRET,
+                durability="interval",
             )
             await log.prepare(nats.services, settings)
             yield settings, nats, json.loads((folder / "answers.json").read_text())

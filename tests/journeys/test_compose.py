@@ -69,8 +69,13 @@ async def test_the_demo_workflow_runs_on_the_services_of_compose(
 ) -> None:
     """migrate ends well, the five services become healthy, and the demo passes on them."""
     port = ports.choose("127.0.0.1", 0, "port")
-    # what a machine of one node and a loopback address makes different
-    here = {"MCP_BUS_REPLICAS": "1", "MCP_BUS_HOST": "127.0.0.1", "MCP_BUS_PORT": str(port)}
+    # what a machine of one node and a loopback address, and the server of the tests, make different
+    here = {
+        "MCP_BUS_REPLICAS": "1",
+        "MCP_BUS_DURABILITY": "interval",
+        "MCP_BUS_HOST": "127.0.0.1",
+        "MCP_BUS_PORT": str(port),
+    }
     async with contextlib.AsyncExitStack() as running:
         migrate = await _start(production["migrate"], here, tmp_path / "migrate.log", running)
         assert await asyncio.wait_for(migrate.wait(), 60) == 0

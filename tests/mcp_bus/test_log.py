@@ -357,6 +357,6 @@ async def test_the_log_has_room_for_the_queues_of_many_agents(nats: Nats, bus: L
     with it has ours from the next start on."""
     unnamed = stream_config(config.load({})) | {"max_consumers": 0}
     await bus.api(f"STREAM.UPDATE.{STREAM}", unnamed)
-    await log.prepare(nats.services, config.load({}))
+    await log.prepare(nats.services, config.load({}, durability="interval"))
     found = (await bus.api(f"STREAM.INFO.{STREAM}"))["config"]["max_consumers"]
     assert found == config.CONSUMERS_MAX >= 2 * config.AGENTS_MAX

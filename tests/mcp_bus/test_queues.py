@@ -275,7 +275,11 @@ async def test_a_step_that_nobody_takes_in_time_is_asked_again(
 ) -> None:
     """Which is worth another try; then its execution fails by it, long before the bus gives up."""
     patient = brief.model_copy(update={"queue_max_s": 600})
-    hasty = {"queueTimeoutMs": 100, "retry": {"maxAttempts": 2, "initialDelayMs": 0}}
+    hasty = {
+        "inputs": {"n": 1},
+        "queueTimeoutMs": 100,
+        "retry": {"maxAttempts": 2, "initialDelayMs": 0},
+    }
     async with both(patient), opened(nats.services) as bus:
         await away(nats, "echo")
         await bus.command("workflows", "define", workflow(step("a", action="work", **hasty)))
