@@ -169,11 +169,12 @@ def shown(execution: dict[str, Any]) -> None:
 def ended(execution: dict[str, Any]) -> None:
     """Print what became of an execution, without its steps."""
     error, of = execution["error"], execution["rerunOf"]
+    rerun = {"rerun": f"of {of}, from {execution['rerunFrom']}"} if of else {}
     screen.fields(
         id=execution["id"],
         workflow=f"{execution['workflowId']} (version {execution['version']})",
         status=execution["status"],
-        rerun=f"of {of}, from {execution['rerunFrom']}" if of else None,
+        **rerun,
         error=f"{error['code']}: {error['message']}" if error else None,
         ms=screen.milliseconds(execution["started"], execution["ended"]),
         outputs=execution["outputs"],
