@@ -17,7 +17,8 @@ from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition, Model
 from mcp_bus.domain.execution import Execution, Workflows
 from mcp_bus.domain.load import NOBODY
-from mcp_bus.domain.saying import BAD_INPUTS, Held
+from mcp_bus.domain.saying import Held
+from mcp_bus.domain.schemas import BAD_INPUTS
 from mcp_bus.domain.steps import Course
 from mcp_bus.domain.workflows import define
 from mcp_bus.errors import BusError, Refused
@@ -158,13 +159,8 @@ def _execute(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) 
 
 def check_inputs(definition: Definition, inputs: dict[str, Any]) -> None:
     """Refused `bad_inputs` with all that does not fit what the workflow says of its inputs."""
-    found = schemas.findings(definition.inputs, inputs, "/inputs") if definition.inputs else []
-    if found:
-        raise Refused(
-            "; ".join(f"{f.pointer}: {f.detail}" for f in found[:3]),
-            code=BAD_INPUTS,
-            findings=found,
-        )
+    if definition.inputs:
+        schemas.check_inputs(definition.inputs, inputs, "/inputs")
 
 
 def check_name(name: str) -> None:

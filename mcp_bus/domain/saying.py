@@ -21,8 +21,6 @@ from mcp_bus.domain.references import resolve
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import dumps
 
-BAD_INPUTS = "bad_inputs"
-
 # of each request's target that the log holds of a decision, or why there is none: by step, item
 Held = Mapping[tuple[str, int | None], str | BusError]
 
@@ -67,12 +65,8 @@ class Saying:
         """The request of a step, for one of its items, or of what undoes it; raises BusError where
         none can be made."""
         needed = subjects.capability_in(asked.agent_id)
-        edited = self._context["edited"] if asked is step.asking else {}
         context = self._context if item is None else item.context(self._context)
-        inputs = edited[step.id] if step.id in edited else resolve(asked.inputs, context)
-        size = len(dumps(inputs))
-        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
-            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        inputs = self._inputs(step, asked.inputs, context, edited=asked is step.asking)
         target = self._target(step, item, asked, inputs)
         about = {"attempt": attempt, "timeoutMs": step.timeout_ms, **step.limits, **more}
         if item is not None:
@@ -87,11 +81,7 @@ class Saying:
         depth = self._execution.depth + 1
         if depth > CHILD_DEPTH_MAX:
             raise Refused(f"{step.id} stands {depth} workflows deep", code="workflow_too_deep")
-        edited = self._context["edited"]
-        given = edited[step.id] if step.id in edited else resolve(wanted.inputs, self._context)
-        size = len(dumps(given))
-        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
-            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        given = self._inputs(step, wanted.inputs, self._context, edited=True)
         inputs = {"workflowId": wanted.id, "inputs": given}
         if wanted.version is not None:
             inputs["version"] = wanted.version
@@ -99,6 +89,16 @@ class Saying:
         if step.own_timeout_ms is not None:
             about["timeoutMs"] = step.own_timeout_ms
         self._request(step, subjects.WORKFLOWS, {"action": "execute", "inputs": inputs}, about)
+
+    def _inputs(self, step: Step, wanted: Any, context: dict[str, Any], *, edited: bool) -> Any:
+        """What is given: with its references resolved, or as a rerun has `edited` it, if it may.
+        Refused `too_large`, `unresolved_reference`."""
+        known = self._context["edited"] if edited else {}
+        inputs = known[step.id] if step.id in known else resolve(wanted, context)
+        size = len(dumps(inputs))
+        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
+            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        return inputs
 
     def _request(
         self,
@@ -146,12 +146,7 @@ class Saying:
         if needed is not None:
             target = self._agents.choose(needed, asked.action, self._logged.time)
         schema = self._agents.schema_of(target, asked.action)
-        found = schemas.findings(schema, inputs, "") if schema is not None else []
-        if found:
-            detail = f"{target} does not take the inputs of {step.id} for {asked.action}: "
-            raise Refused(
-                detail + "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in found[:3]),
-                code=BAD_INPUTS,
-                findings=found,
-            )
+        if schema is not None:
+            said = f"{target} does not take the inputs of {step.id} for {asked.action}: "
+            schemas.check_inputs(schema, inputs, "", said)
         return target

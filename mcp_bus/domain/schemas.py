@@ -22,6 +22,7 @@ from mcp_bus.strict_json import dumps, escape
 
 LATEST = "https://json-schema.org/draft/2020-12/schema"
 BAD_SCHEMA = "bad_schema"
+BAD_INPUTS = "bad_inputs"
 
 _DYNAMIC = ("$dynamicRef", "$recursiveRef")
 
@@ -49,6 +50,14 @@ def findings(schema: dict[str, Any], value: Any, pointer: str) -> list[Finding]:
     """
     validator = _sound(dumps(schema))
     return [_finding(error, pointer) for error in _first(validator, value)] if validator else []
+
+
+def check_inputs(schema: dict[str, Any], inputs: Any, pointer: str, said: str = "") -> None:
+    """Refused `bad_inputs` with what does not fit, see `findings`; `said` begins the sentence."""
+    found = findings(schema, inputs, pointer)
+    if found:
+        told = "; ".join(f"{f.pointer or '/'}: {f.detail}" for f in found[:3])
+        raise Refused(said + told, code=BAD_INPUTS, findings=found)
 
 
 def _walk(whole: Any, part: Any, at: str, within: tuple[str, ...], counted: Iterator[int]) -> None:
