@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from mcp_bus import config, log
-from mcp_bus.embedded import children, credentials, nats_server, ports
+from mcp_bus.embedded import Bus, children, credentials, nats_server, ports, running
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.children import Child, Command
 from mcp_bus.embedded.folder import Folder, locked, make_private
 from mcp_bus.errors import Unavailable
 from mcp_bus.subjects import STREAM
 from tests.conftest import SECRET, Nats
+from tests.faults.load import Load, loaded
 
 NODES = ("n1", "n2", "n3")
 ROUTE = f"nats://route:of-tests@{LOOPBACK}"
 POLL_S = 0.05
+SCENARIO_S_MAX = 60
 
 
 class Cluster:
@@ -157,3 +159,15 @@ async def clustered(path: Path) -> AsyncIterator[Cluster]:
         await cluster.start(*NODES)
         await cluster.prepare()
         yield cluster
+
+
+@asynccontextmanager
+async def loaded_cluster(path: Path) -> AsyncIterator[tuple[Cluster, Bus, Load]]:
+    """A bus under load on a cluster, for one scenario."""
+    async with (
+        clustered(path) as cluster,
+        running(cluster.settings) as bus,
+        asyncio.timeout(SCENARIO_S_MAX),
+        loaded(bus) as load,
+    ):
+        yield cluster, bus, load

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from mcp_bus.embedded import running
-from tests.faults.cluster import NODES, clustered
-from tests.faults.load import loaded
+from tests.faults.cluster import NODES, loaded_cluster
 from tests.faults.verdict import wrong_with
 
 KILLS = 3
 AWAY_S = 5.0
 FROZEN_S = 12.0
 MESSAGES, EXECUTIONS = 200, 10
-SCENARIO_S_MAX = 60
 
 
 async def test_three_deaths_of_the_leader_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL of the server that leads the log; it is started again when the others have worked
     without it, and the next one dies when it has all of the log."""
-    async with (
-        clustered(tmp_path) as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path) as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         for _ in range(KILLS):
             leader = await cluster.leader()
@@ -40,12 +32,7 @@ async def test_three_deaths_of_the_leader_lose_nothing(tmp_path: Path) -> None:
 
 async def test_with_two_of_three_servers_away_nothing_is_lost(tmp_path: Path) -> None:
     """The one that stays stores nothing and says so; who publishes waits, and is told in time."""
-    async with (
-        clustered(tmp_path) as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path) as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         leader = await cluster.leader()
         away = (leader, next(node for node in NODES if node != leader))
@@ -60,12 +47,7 @@ async def test_with_two_of_three_servers_away_nothing_is_lost(tmp_path: Path) ->
 async def test_a_frozen_server_loses_nothing(tmp_path: Path) -> None:
     """The leader, and with it the server of a third of all connections, stands still for less than
     these take to notice; the others go on without it."""
-    async with (
-        clustered(tmp_path) as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path) as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         async with cluster.frozen(await cluster.leader(), FROZEN_S):
             await load.goes_on(MESSAGES, 0)

@@ -13,14 +13,14 @@ from agents_sdk import connect
 from mcp_bus import config, embedded, log
 from mcp_bus.domain.agents import REGISTRY
 from mcp_bus.domain.executions import WORKFLOWS
-from mcp_bus.embedded import postgres, running
+from mcp_bus.embedded import postgres
 from mcp_bus.log import snapshots
 from mcp_bus.services import backup
 from mcp_bus.store import event_store
 from mcp_bus.subjects import SNAPSHOT_WANTED
 from tests.conftest import Engines, Postgres, migrated
-from tests.faults.cluster import NODES, clustered
-from tests.faults.load import Load, loaded, token
+from tests.faults.cluster import NODES, SCENARIO_S_MAX, clustered, loaded_cluster
+from tests.faults.load import Load, token
 from tests.faults.verdict import caught_up, recorded, wrong_with
 from tests.gateway.conftest import SERVICES, echo, serving
 from tests.mcp_bus.test_backup import nothing
@@ -30,17 +30,11 @@ from tests.services import reached
 
 MESSAGES, EXECUTIONS = 200, 10
 RAW = "SELECT raw FROM store.messages"
-SCENARIO_S_MAX = 60
 
 
 async def test_a_lost_log_is_repaired(tmp_path: Path) -> None:
     """All three servers come back with nothing: the bus refuses, is repaired, and goes on."""
-    async with (
-        clustered(tmp_path) as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path) as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()
         assert await wrong_with(bus, load) == []
@@ -61,12 +55,7 @@ async def test_a_lost_log_is_repaired(tmp_path: Path) -> None:
 async def test_a_copy_of_a_running_bus_is_whole(engines: Engines, tmp_path: Path) -> None:
     """Made under load, by URL; restored into three other servers and another database it has all
     that was acknowledged before, and goes on."""
-    async with (
-        clustered(tmp_path / "first") as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path / "first") as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         promised = {told.data for told in load.acked}
         await command(bus.settings, "backup", str(tmp_path / "backup"))
@@ -100,12 +89,7 @@ async def test_a_copy_of_a_running_bus_is_whole(engines: Engines, tmp_path: Path
 async def test_deciders_start_from_their_snapshots_alone(tmp_path: Path) -> None:
     """The log has let go what they folded, the event store does not answer, and a server that
     kept a copy of the snapshots is dead."""
-    async with (
-        clustered(tmp_path) as cluster,
-        running(cluster.settings) as bus,
-        asyncio.timeout(SCENARIO_S_MAX),
-        loaded(bus) as load,
-    ):
+    async with loaded_cluster(tmp_path) as (cluster, bus, load):
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()
         await caught_up(bus)
