@@ -140,14 +140,16 @@ async def contiguous(postgres: Postgres) -> int:
     """Every position up to the checkpoint is a message, in quarantine, or in a recorded gap; none
     is two of them, and no id is there twice. The checkpoint."""
     connection = await asyncpg.connect(postgres.service)
-    position = await event_store.checkpoint(connection, event_store.RECORDER)
-    held = await connection.fetch(
-        "SELECT position, position + 1 FROM store.messages "
-        "UNION ALL SELECT position, position + 1 FROM store.quarantine "
-        "UNION ALL SELECT first, next FROM store.gaps WHERE first < next ORDER BY 1"
-    )
-    ids = "SELECT message_id FROM store.messages GROUP BY message_id HAVING count(*) > 1"
-    assert await connection.fetch(ids) == []
+    # one snapshot: a bus that still runs records between two looks
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        position = await event_store.checkpoint(connection, event_store.RECORDER)
+        held = await connection.fetch(
+            "SELECT position, position + 1 FROM store.messages "
+            "UNION ALL SELECT position, position + 1 FROM store.quarantine "
+            "UNION ALL SELECT first, next FROM store.gaps WHERE first < next ORDER BY 1"
+        )
+        ids = "SELECT message_id FROM store.messages GROUP BY message_id HAVING count(*) > 1"
+        assert await connection.fetch(ids) == []
     await connection.close()
     reached = 1
     for first, following in held:
