@@ -30,7 +30,7 @@ up: .venv/.demo
 	@exec $(RUN)mcp-bus up
 
 test: .venv/.dev
-	@$(RUN)python -m pytest -q -n 3 --dist worksteal --ignore=tests/faults
+	@$(RUN)python -m pytest -q -n 4 --dist worksteal --ignore=tests/faults
 
 faults: .venv/.dev
 	@$(RUN)python -m pytest -q -n 2 --dist worksteal tests/faults
