@@ -88,6 +88,7 @@ async def opened(runtime: Runtime, revocations: Revocations) -> AsyncIterator[Ga
     try:
         gateway = Gateway(
             keys=keys,
+            secret=runtime.secret,
             log=log,
             asker=asker,
             pool=pool,

@@ -39,6 +39,7 @@ class Gateway:
     """The opened resources of one gateway; made by `gateway.app.opened`."""
 
     keys: Keys
+    secret: bytes  # of the bus: ids that nobody can guess are derived from it
     log: Log
     asker: Asker
     pool: asyncpg.Pool

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -39,12 +42,10 @@ async def redrive(gateway: Gateway, call: Call) -> Answer:
     """Send it anew, once: a step by a rerun from it, else the request as a new one."""
     letter = await _known(gateway, call)
     if letter["redriven"] is not None:
-        raise Refused(
-            f"{letter['redriven']['by']} is what was sent anew of it", code="already_redriven"
-        )
+        raise _redriven(letter["redriven"]["by"])
     if letter["executionId"] is None or letter["undoes"]:
         return await _asked_anew(gateway, call, letter)
-    wanted = {"from": letter["stepId"]}
+    wanted = {"from": letter["stepId"], "redrive": True}
     if call.body.inputs is not None:
         wanted["stepInputs"] = call.body.inputs
     return await executions.rerun_of(gateway, call, letter["executionId"], wanted)
@@ -52,7 +53,10 @@ async def redrive(gateway: Gateway, call: Call) -> Answer:
 
 async def _asked_anew(gateway: Gateway, call: Call, letter: dict[str, Any]) -> Answer:
     """The same question, in the same conversation, of the one who asks now. Its answer is in the
-    conversation; nobody waits for it."""
+    conversation; nobody waits for it.
+
+    Its id follows from the dead letter, so that of several who do this at once the log keeps one.
+    """
     if letter["request"] is None:
         raise Refused(f"of {letter['position']} nobody could be asked", code="not_found")
     asked = letter["request"]["context"]
@@ -65,18 +69,34 @@ async def _asked_anew(gateway: Gateway, call: Call, letter: dict[str, Any]) -> A
         letter["request"]["target"],
         payload,
         correlation_id=metadata["correlationId"],
+        message_id=_id_of(gateway, letter),
         capabilities=metadata.get("capabilities"),
         causation_id=metadata.get("messageId"),
-        reply_to=gateway.asker.instance,
+        reply_to=secrets.token_hex(8),  # nobody's, and no other try has it
         principal={"subject": call.principal.subject, "roles": list(call.principal.roles)},
         traceparent=call.traceparent,
         redrives=letter["position"],
     )
     stored = await gateway.log.publish(request)
+    if stored.duplicate:  # it may be this one, published twice
+        held = await gateway.log.get(stored.position)
+        if held is None or held.data != request.encode():
+            raise _redriven(str(request.metadata.message_id))
     call.headers[POSITION] = str(stored.position)
     await settled(gateway, call)
     told = {"messageId": request.metadata.message_id, "position": stored.position}
     return Answer(202, {**told, "correlationId": metadata["correlationId"]})
+
+
+def _id_of(gateway: Gateway, letter: dict[str, Any]) -> str:
+    """The id of the request that is sent anew of a dead letter; nobody can guess it."""
+    old = letter["request"]["context"]["metadata"].get("messageId")
+    said = f"redrive|{letter['position']}|{old}"
+    return hmac.new(gateway.secret, said.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _redriven(by: str) -> Refused:
+    return Refused(f"{by} is what was sent anew of it", code="already_redriven")
 
 
 async def _known(gateway: Gateway, call: Call) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Id, Message, Text, dumps
 
 Payloads = Mapping[int, Message]
+RERUN = "rerun"
 
 
 class Execute(Model):
@@ -57,12 +58,21 @@ def execution_of(logged: Logged) -> str:
 
 
 def once_of(command: Message) -> str | None:
-    """Who starts an execution, and by which key, as one text; None without a key."""
-    inputs = command.payload.get("inputs") if isinstance(command.payload, dict) else None
-    key = inputs.get("idempotencyKey") if isinstance(inputs, dict) else None
-    if not isinstance(key, str):
+    """Who starts an execution, and by which key, as one text; of a dead letter that is sent anew,
+    which it is, whoever does it. None without a key."""
+    payload = command.payload if isinstance(command.payload, dict) else {}
+    inputs = payload.get("inputs")
+    if not isinstance(inputs, dict):
         return None
-    return _digest([roles.principal_of(command).subject, key])
+    if is_redrive(payload):
+        return _digest([RERUN, inputs.get("executionId"), inputs.get("from")])
+    key = inputs.get("idempotencyKey")
+    return _digest([roles.principal_of(command).subject, key]) if isinstance(key, str) else None
+
+
+def is_redrive(payload: Mapping[str, Any]) -> bool:
+    """Whether a command is a rerun that sends a dead letter anew, which is done once."""
+    return payload.get("action") == RERUN and payload["inputs"].get("redrive") is True
 
 
 def course_of(state: Workflows, logged: Logged, execution: Execution, payloads: Payloads) -> Course:
@@ -187,6 +197,8 @@ def known_start(
     if known is None:
         started["once"] = {"key": once, "digest": digest}
         return None
+    if is_redrive(logged.message.payload):
+        raise Refused(f"{known.execution} is what was sent anew of it", code="already_redriven")
     if known.digest != digest:
         raise Refused(
             f"this key started {known.execution}, with other inputs", code="idempotency_conflict"

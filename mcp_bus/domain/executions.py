@@ -19,6 +19,7 @@ from mcp_bus import subjects
 from mcp_bus.config import TIMER_RETRY_MS
 from mcp_bus.domain import agents, answers, commands, items, outcomes, reruns
 from mcp_bus.domain.agents import command_of
+from mcp_bus.domain.commands import RERUN
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.execution import Ended, Execution, Request, Workflows
@@ -267,7 +268,6 @@ def _progressed(state: Workflows, logged: Logged) -> None:
         request.heard = logged.time
 
 
-RERUN = "rerun"
 STARTS = ("execute", RERUN)
 COMMANDS: dict[str, commands.Command] = {**commands.COMMANDS, RERUN: reruns.rerun}
 

@@ -37,7 +37,8 @@ from mcp_bus.messages import Id, Message, Text, dumps
 class Rerun(OnExecution):
     """Inputs of `rerun`: `at` is the position of the fact that ended the execution; `inputs` those
     of the new one, `stepInputs` what the step `from` is asked with, as they are; without `inputs`
-    and `version` those of the old one."""
+    and `version` those of the old one. With `redrive` it sends a dead letter anew: it is refused
+    for IDEMPOTENCY_TTL_MS after another one that did so of this step."""
 
     from_: Annotated[Id, Field(alias="from")]
     at: Annotated[int, Field(ge=1, le=POSITION_MAX)]
@@ -45,6 +46,7 @@ class Rerun(OnExecution):
     step_inputs: dict[str, Any] | None = None
     version: Annotated[Text, Field(max_length=64)] | None = None
     idempotency_key: Text | None = None
+    redrive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

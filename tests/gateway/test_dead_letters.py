@@ -111,5 +111,34 @@ async def test_a_single_request_is_sent_anew_by_whoever_asks(bus: Rest, nats: Na
     assert (await bus.call("POST", path, {}, token=analyst)).status == 403
 
 
+async def test_one_of_several_who_send_it_anew_at_once_is_first(bus: Rest, nats: Nats) -> None:
+    """Be it a step or a single request; the others are refused, and nobody is asked twice."""
+    calls: list[str] = []
+    undo = {"agentId": "echo", "action": "say", "inputs": {"text": "bad"}}
+    async with counting(nats, calls):
+        await failed(bus, asks("a", compensate=undo), asks("bad"))
+        letters = (await bus.call("GET", "/dead-letters")).body["deadLetters"]
+        for letter in letters:
+            path = f"/dead-letters/{letter['position']}/redrive"
+            all_said = await asyncio.gather(
+                *(
+                    bus.call("POST", path, {"inputs": {"text": by}}, token=bus.token(by, "admin"))
+                    for by in ("ann", "ben", "cleo")
+                )
+            )
+            codes = sorted(said.body.get("code", "") for said in all_said)
+            assert codes == ["", "already_redriven", "already_redriven"]
+            (said,) = (s.body for s in all_said if s.status == 202)
+            if "executionId" in said:
+                await ended(bus, f"/executions/{said['executionId']}")
+            else:
+                await until(bus, said["correlationId"], "response")
+        redriven = (await bus.call("GET", "/dead-letters")).body["deadLetters"]
+    first, last = calls[3], calls[5]  # a was undone, and is asked again
+    assert calls == ["a", "bad", "bad", first, "a", last]
+    assert {first, last} <= {"ann", "ben", "cleo"}
+    assert all(letter["redriven"] for letter in redriven)
+
+
 def command(bus: Rest, *words: str) -> Any:
     return _command(bus, *words, group="dead-letters")
