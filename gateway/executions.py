@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.call import Answer, Call, Gateway
-from gateway.commands import BEHIND, READ_MODEL, decided, settled
+from gateway.commands import BEHIND, POSITION, READ_MODEL, decided, settled
 from mcp_bus.config import (
     EXECUTE_WAIT_S_MAX,
     EXECUTION_LOOK_S,
@@ -20,7 +20,7 @@ from mcp_bus.config import (
 )
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.facts import name_of
-from mcp_bus.errors import MessageError, Refused, Unavailable
+from mcp_bus.errors import BusError, MessageError, Refused, Unavailable
 from mcp_bus.log import Record
 from mcp_bus.messages import Id, Text, new_id, parse
 from mcp_bus.subjects import STREAM, WORKFLOWS, Subject, stored
@@ -143,14 +143,22 @@ async def started(
 ) -> Answer:
     """Start an execution; with `wait` the answer is the execution once it has ended.
 
-    An Idempotency-Key that started one before names that one, and is not waited for.
+    An Idempotency-Key that started one before names that one, and is not waited for. While nobody
+    decides, the execution is pending: its command is in the log. With a key that is
+    `answer_timeout`, for the key may have started another one; asking again with it is safe.
     """
     execution_id = new_id()
     began = asyncio.get_running_loop().time()
     async with end_of(gateway, execution_id) as ended:
         if call.idempotency_key is not None:
             inputs = {**inputs, "idempotencyKey": call.idempotency_key}
-        outputs = await decided(gateway, call, WORKFLOWS, action, inputs, execution_id)
+        try:
+            outputs = await decided(gateway, call, WORKFLOWS, action, inputs, execution_id)
+        except BusError as error:
+            if error.code != "answer_timeout" or call.idempotency_key is not None:
+                raise
+            call.headers[POSITION] = str(error.details["position"])
+            outputs = {"executionId": execution_id, "status": "pending"}
         said = {"executionId": outputs["executionId"], "status": outputs["status"]}
         call.headers["Location"] = f"/executions/{said['executionId']}"
         if wait_s is None or said["executionId"] != execution_id:  # that one began long ago

@@ -21,7 +21,6 @@ from mcp_bus.config import LOOK_UP_MAX
 from mcp_bus.messages import is_error
 from mcp_bus.store import event_store
 from mcp_bus.subjects import DECIDERS, REGISTRY, WORKFLOWS, is_id
-from projections.executions import error_of
 from projections.projection import (
     ADDED,
     LARGEST,
@@ -33,6 +32,7 @@ from projections.projection import (
     Row,
     Table,
     entry,
+    error_of,
     hour_of,
     label,
 )

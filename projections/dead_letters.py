@@ -17,7 +17,6 @@ from mcp_bus.config import LOOK_UP_MAX
 from mcp_bus.messages import is_error
 from mcp_bus.store import event_store
 from mcp_bus.subjects import DECIDERS, GATEWAY, REGISTRY, WORKFLOWS, is_id
-from projections.executions import error_of
 from projections.projection import (
     Batch,
     Changes,
@@ -26,6 +25,7 @@ from projections.projection import (
     Row,
     Table,
     entry,
+    error_of,
     json_text,
     label,
 )

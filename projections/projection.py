@@ -155,6 +155,23 @@ def json_text(value: Any) -> str:
     return dumps(value).decode()
 
 
+def whole(value: Any, below: int = 2**63) -> int:
+    """A whole number that a column takes; 0 for anything else."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 < value < below else 0
+
+
+def error_of(error: Any) -> dict[str, Any]:
+    """An error in the shape of an answer's, whatever an agent sent."""
+    given = error if isinstance(error, dict) else {}
+    return {
+        "code": label(given.get("code")) or "malformed_answer",
+        "message": given["message"] if isinstance(given.get("message"), str) else "",
+        "retryable": given.get("retryable") is True,
+        "details": given.get("details"),
+    }
+
+
 def hour_of(time_us: int) -> int:
     """The hour in which a time lies, Unix ms."""
     return time_us // 3_600_000_000 * 3_600_000

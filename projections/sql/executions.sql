@@ -3,8 +3,8 @@
 CREATE TABLE executions (
     id          text PRIMARY KEY,           -- also the correlation id of all its messages
     workflow_id text NOT NULL,
-    version     text NOT NULL,
-    status      text NOT NULL,              -- running, waiting, paused, compensating;
+    version     text,                       -- NULL while it is pending
+    status      text NOT NULL,              -- pending, running, waiting, paused, compensating;
                                             -- completed, failed, cancelled
     inputs      json,
     output_step text,                       -- the last step that completed: its outputs are ours

@@ -17,6 +17,7 @@ from projections.rebuild import rebuild
 from tests.conftest import Engines, Nats
 
 from .conftest import SERVICES, Rest, echo, serving, wired
+from .test_executions import ended
 from .test_workflows import run, workflow
 
 AGENT = {"id": "a", "type": "t", "capabilities": []}
@@ -110,6 +111,32 @@ async def test_nobody_decides(settings: Settings, monkeypatch: pytest.MonkeyPatc
         said = await bus.call("POST", "/agents/register", AGENT)
         assert (said.status, said.body["code"]) == (504, "answer_timeout")
         assert "registry" in said.body["detail"]
+
+
+async def test_an_execution_is_pending_while_nobody_decides(
+    settings: Settings, nats: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that nobody decides is 202 with the id by which it is found, and begins once there
+    is an engine; with a key it may be repeated, so it is 504."""
+    path, body = "/workflows/relay/execute", {"inputs": {"text": "hi"}}
+    async with serving(settings, list(SERVICES)) as bus, echo(nats):
+        assert (await bus.call("POST", "/workflows", workflow("say"))).status == 201
+        await bus.services["workflow-engine"].stop()
+        monkeypatch.setattr("gateway.commands.COMMAND_S", 0.3)
+        said = await bus.call("PUT", path, body)
+        assert (said.status, said.body["status"]) == (202, "pending")
+        found = await bus.call("GET", said.headers["Location"])
+        assert (found.status, found.body["status"]) == (200, "pending")
+        assert found.body["id"] == said.body["executionId"]
+        assert found.body["inputs"] == body["inputs"]
+        once = await bus.call("PUT", path, body, headers={"Idempotency-Key": "k"})
+        assert (once.status, once.body["code"]) == (504, "answer_timeout")
+        waiting = asyncio.create_task(bus.call("PUT", f"{path}?wait=30", body))
+        async with serving(settings, ["gateway", "workflow-engine"]):
+            waited = await waiting
+            begun = await ended(bus, said.headers["Location"])
+        assert (waited.status, waited.body["status"]) == (200, "completed")
+        assert (begun["status"], begun["outputs"]) == ("completed", {"text": "hi"})
 
 
 async def test_an_end_that_was_not_heard_is_seen(

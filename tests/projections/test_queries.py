@@ -12,7 +12,7 @@ from mcp_bus.store import event_store
 from projections import discovery, queries
 from projections.analytics import bucket_of, middle_ms
 from projections.discovery import Wanted
-from tests.mcp_bus.history import History, agent, step, workflow
+from tests.mcp_bus.history import ADMIN, History, agent, step, workflow
 from tests.projections.stored import eventful, project, reply, store
 
 ALWAYS = (0, 10**13)
@@ -121,6 +121,74 @@ async def test_a_workflow_comes_with_its_newest_executions(
     assert (executions[0]["status"], executions[0]["ended"]) == ("failed", history.log[-1].time)
     assert (executions[1]["status"], executions[1]["ended"]) == ("running", None)
     assert await queries.workflow(pool, "unknown") is None
+
+
+async def test_an_execution_is_pending_until_its_start_is_decided(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History
+) -> None:
+    """From its command on it can be asked for, and counted, while nobody decides; also a rerun."""
+    execute = {"action": "execute", "inputs": {"workflowId": "w", "inputs": {"n": 7}}}
+    start = Message.build("request", "gateway", "workflows", execute, principal=ADMIN)
+    history.append(start)
+    await show(connection, history)
+    assert start.metadata.message_id is not None
+    pending = await queries.execution(pool, start.metadata.message_id)
+    assert pending is not None
+    assert (pending["status"], pending["workflowId"], pending["version"]) == ("pending", "w", None)
+    assert (pending["inputs"], pending["ended"], pending["steps"]) == ({"n": 7}, None, [])
+    usage = await queries.usage(pool, *ALWAYS)
+    assert usage["executions"] == [{"workflowId": "w", "status": "pending", "count": 1}]
+    history.settle()
+    reply(history, {"error": {"code": "broken", "message": "no", "retryable": False}})
+    again = {"executionId": start.metadata.message_id, "from": "a", "at": len(history.log)}
+    rerun = {"action": "rerun", "inputs": again}
+    rerun_of = Message.build("request", "gateway", "workflows", rerun, principal=ADMIN)
+    history.append(rerun_of)
+    await show(connection, history)
+    ended = await queries.execution(pool, start.metadata.message_id)
+    assert ended is not None
+    assert (ended["status"], ended["version"], ended["inputs"]) == ("failed", "1", {"n": 7})
+    assert ended["started"] == pending["started"]
+    assert rerun_of.metadata.message_id is not None
+    pending = await queries.execution(pool, rerun_of.metadata.message_id)
+    assert pending is not None
+    assert (pending["status"], pending["workflowId"], pending["inputs"]) == ("pending", "w", None)
+    history.settle()
+    await show(connection, history)
+    running = await queries.execution(pool, rerun_of.metadata.message_id)
+    assert running is not None
+    assert (running["status"], running["rerunOf"], running["inputs"]) == (
+        "running",
+        start.metadata.message_id,
+        {"n": 7},
+    )
+
+
+@pytest.mark.parametrize("decided_later", [False, True])
+async def test_a_start_that_starts_nothing_leaves_no_execution(
+    connection: asyncpg.Connection, pool: asyncpg.Pool, history: History, decided_later: bool
+) -> None:
+    """One that is refused, and one whose key started another execution."""
+    once = {"workflowId": "w", "idempotencyKey": "k"}
+    first = history.command("workflows", "execute", once)["outputs"]["executionId"]
+    starts = [
+        Message.build(
+            "request",
+            "gateway",
+            "workflows",
+            {"action": "execute", "inputs": inputs},
+            principal=ADMIN,
+        )
+        for inputs in (once, {"workflowId": "w", "version": "7"})
+    ]
+    for start in starts:
+        history.append(start)
+    if decided_later:
+        await show(connection, history)
+        assert await connection.fetchval("SELECT count(*) FROM executions") == 3
+    history.settle()
+    await show(connection, history)
+    assert await connection.fetch("SELECT id FROM executions") == [(first,)]
 
 
 async def test_a_command_without_an_id_starts_an_execution_too(
