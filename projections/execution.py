@@ -36,11 +36,11 @@ EXECUTIONS_TABLE = Table(
 )
 WORKFLOW_EXECUTIONS_TABLE = Table(
     "workflow_executions",
-    ("workflow_id", "started_position"),
+    ("execution_id",),
     {
+        "execution_id": "text",
         "workflow_id": "text",
         "started_position": "bigint",
-        "execution_id": "text",
         "position": "bigint",
     },
 )
@@ -89,7 +89,7 @@ class Story:
         self.executions = executions
         self.steps = steps
         self.commands = commands
-        self.started: dict[tuple[str, int], Row] = {}
+        self.started: dict[str, Row] = {}  # of workflow_executions
         self.refused: list[str] = []  # pending ones that never were
         self.changed: dict[str, None] = {}
         self.changed_steps: dict[tuple[str, str], None] = {}
@@ -124,6 +124,7 @@ class Story:
         if isinstance(workflow, str) and is_id(workflow):
             execution = self._begin(begun, workflow, command)
             execution.update(status="pending", inputs=json_text(given))
+            self._is_of_workflow(execution, command.position, command)
             self._touch(execution, command)
 
     def _decided(self, answer: Entry) -> None:
@@ -134,6 +135,7 @@ class Story:
         if pending is not None and pending["status"] == "pending":  # it started nothing
             del self.executions[pending["id"]]
             self.changed.pop(pending["id"], None)
+            self.started.pop(pending["id"], None)
             self.refused.append(pending["id"])
 
     def _started(self, answer: Entry, outputs: dict[str, Any]) -> None:
@@ -152,12 +154,7 @@ class Story:
         named = {"parent_id": "parent", "rerun_of": "rerunOf", "rerun_from": "from"}
         execution |= {column: label(outputs.get(name)) for column, name in named.items()}
         if at := whole(outputs["position"]):
-            self.started[execution["workflow_id"], at] = {
-                "workflow_id": execution["workflow_id"],
-                "started_position": at,
-                "execution_id": execution["id"],
-                "position": answer.position,
-            }
+            self._is_of_workflow(execution, at, answer)
         self._touch(execution, answer)
 
     def _requested(self, request: Entry) -> None:
@@ -306,6 +303,14 @@ class Story:
             "started_us": message.time_us,
         }
         return self.executions[id]
+
+    def _is_of_workflow(self, execution: Row, started: int, message: Entry) -> None:
+        self.started[execution["id"]] = {
+            "execution_id": execution["id"],
+            "workflow_id": execution["workflow_id"],
+            "started_position": started,
+            "position": message.position,
+        }
 
     def _step(self, execution: Row, step_id: str, message: Entry) -> Row:
         steps = self.steps.setdefault(execution["id"], {})

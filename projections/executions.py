@@ -43,7 +43,7 @@ async def fold(connection: asyncpg.Connection, batch: Batch) -> Changes:
             "workflow_executions": story.started.values(),
             "execution_steps": [steps[id][step] for id, step in story.changed_steps],
         },
-        remove={"executions": story.refused},
+        remove={"executions": story.refused, "workflow_executions": story.refused},
     )
 
 

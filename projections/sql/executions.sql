@@ -21,12 +21,12 @@ CREATE INDEX ON executions (started_us, workflow_id, status);
 
 -- Which executions a workflow had, in the order of their commands.
 CREATE TABLE workflow_executions (
+    execution_id     text PRIMARY KEY,
     workflow_id      text NOT NULL,
     started_position bigint NOT NULL,
-    execution_id     text NOT NULL,
-    position         bigint NOT NULL,
-    PRIMARY KEY (workflow_id, started_position)
+    position         bigint NOT NULL
 );
+CREATE INDEX ON workflow_executions (workflow_id, started_position);
 
 -- Steps that were asked for, skipped or failed; those still pending stand in workflow_steps.
 CREATE TABLE execution_steps (

@@ -138,6 +138,9 @@ async def test_an_execution_is_pending_until_its_start_is_decided(
     assert (pending["inputs"], pending["ended"], pending["steps"]) == ({"n": 7}, None, [])
     usage = await queries.usage(pool, *ALWAYS)
     assert usage["executions"] == [{"workflowId": "w", "status": "pending", "count": 1}]
+    shown = await queries.workflow(pool, "w")
+    assert shown is not None
+    assert [(e["id"], e["status"]) for e in shown["executions"]] == [(pending["id"], "pending")]
     history.settle()
     reply(history, {"error": {"code": "broken", "message": "no", "retryable": False}})
     again = {"executionId": start.metadata.message_id, "from": "a", "at": len(history.log)}
@@ -189,6 +192,7 @@ async def test_a_start_that_starts_nothing_leaves_no_execution(
     history.settle()
     await show(connection, history)
     assert await connection.fetch("SELECT id FROM executions") == [(first,)]
+    assert await connection.fetch("SELECT execution_id FROM workflow_executions") == [(first,)]
 
 
 async def test_a_command_without_an_id_starts_an_execution_too(
