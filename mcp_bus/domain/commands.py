@@ -212,16 +212,14 @@ def _known(state: Workflows, logged: Logged, name: str, started: dict[str, Any])
 
 
 def _cancel(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
-    execution = _asked(state, logged, checked(OnExecution, inputs))
-    if execution.ending is not None:
-        raise Refused(f"{execution.id} is being undone", code="execution_ending")
+    execution = _on_its_way(state, logged, inputs)
     course = course_of(state, logged, execution, payloads)
     course.cancelled(roles.principal_of(logged.message).subject)
     return [_done(logged, execution, "cancelled"), *course.drafts]
 
 
 def _pause(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
-    execution = _asked(state, logged, checked(OnExecution, inputs))
+    execution = _on_its_way(state, logged, inputs)
     if execution.paused:
         return [_done(logged, execution, "paused")]
     course = course_of(state, logged, execution, payloads)
@@ -230,7 +228,7 @@ def _pause(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) ->
 
 
 def _resume(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
-    execution = _asked(state, logged, checked(OnExecution, inputs))
+    execution = _on_its_way(state, logged, inputs)
     if not execution.paused:
         return [_done(logged, execution, "running")]
     course = course_of(state, logged, execution, payloads)
@@ -248,6 +246,14 @@ def _signal(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -
     course = course_of(state, logged, execution, payloads)
     course.signalled(wanted.name, wanted.payload)
     return [_done(logged, execution, "signalled"), *course.drafts]
+
+
+def _on_its_way(state: Workflows, logged: Logged, inputs: Any) -> Execution:
+    """The same, which does not undo what it did."""
+    execution = _asked(state, logged, checked(OnExecution, inputs))
+    if execution.ending is not None:
+        raise Refused(f"{execution.id} is being undone", code="execution_ending")
+    return execution
 
 
 def _asked(state: Workflows, logged: Logged, wanted: OnExecution) -> Execution:

@@ -14,6 +14,7 @@ from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.definitions import Definition
 from mcp_bus.domain.frozen import Kept
 from mcp_bus.domain.workflows import Workflow
+from mcp_bus.messages import Kind
 
 
 @dataclass(slots=True)
@@ -39,18 +40,30 @@ class Request:
             return self.deadline
         return min(self.deadline, self.heard + self.heartbeat_ms)
 
+    @property
+    def child(self) -> bool:
+        """Whether it started an execution, whose id is its own."""
+        return self.agent == subjects.WORKFLOWS
+
     def cancel(self, logged: Logged, execution: str) -> Draft:
-        """What tells the agent, by an input, that nobody waits for its answer any more; an
-        execution that a step started is cancelled by a command."""
-        child = self.agent == subjects.WORKFLOWS
-        command = {"action": "cancel", "inputs": {"executionId": self.message_id}}
+        """What tells the agent, by an input, that nobody waits for its answer any more; a child is
+        told by a command."""
+        if self.child:
+            return self.command("cancel", logged, execution)
+        said = {"event": "Cancel", "requestId": self.message_id}
+        return self._about("event", said, logged, execution)
+
+    def command(self, action: str, logged: Logged, execution: str) -> Draft:
+        """The command by which an execution cancels, pauses or resumes its child, which refuses it
+        once it has ended."""
+        command = {"action": action, "inputs": {"executionId": self.message_id}}
+        return self._about("request", command, logged, execution)
+
+    def _about(self, kind: Kind, payload: Any, logged: Logged, execution: str) -> Draft:
+        traceparent = logged.message.metadata.traceparent
+        cause = self.message_id
         return Draft(
-            "request" if child else "event",
-            self.agent,
-            command if child else {"event": "Cancel", "requestId": self.message_id},
-            execution,
-            causation_id=self.message_id,
-            traceparent=logged.message.metadata.traceparent,
+            kind, self.agent, payload, execution, causation_id=cause, traceparent=traceparent
         )
 
 

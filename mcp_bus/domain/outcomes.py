@@ -57,7 +57,7 @@ def _asked(state: Workflows, logged: Logged) -> None:
     message = logged.message
     execution = state.live.get(message.metadata.correlation_id)
     if execution is None or not is_of_step(message):
-        return  # DecisionFailed stands where its start should; or a child is cancelled
+        return  # DecisionFailed stands where its start should; or it is a word to a child
     about = asked_for(message)
     timeout_ms = about.get("timeoutMs")  # a child may take as long as it wants
     step, deadline = about["id"], 0 if timeout_ms is None else logged.time + timeout_ms

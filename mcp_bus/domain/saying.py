@@ -42,12 +42,12 @@ class Saying:
         self._agents = agents
         self._held = held
         self._facts: list[Draft] = []
-        self._cancels: list[Draft] = []
+        self._words: list[Draft] = []  # about what was asked for before
         self._requests: list[Draft] = []
 
     @property
     def drafts(self) -> list[Draft]:
-        return [*self._facts, *self._cancels, *self._requests]
+        return [*self._facts, *self._words, *self._requests]
 
     @property
     def version(self) -> dict[str, Any]:
@@ -124,7 +124,11 @@ class Saying:
 
     def cancel(self, request: Request) -> None:
         """Tell an agent that nobody waits for its answer any more."""
-        self._cancels.append(request.cancel(self._logged, self._execution.id))
+        self._words.append(request.cancel(self._logged, self._execution.id))
+
+    def command(self, action: str, child: Request) -> None:
+        """Pause or resume the execution that a step started."""
+        self._words.append(child.command(action, self._logged, self._execution.id))
 
     def take_back_requests(self) -> None:
         """The execution ends: nobody is asked."""

@@ -48,7 +48,7 @@ class Course(Way):
         if request.undoes:
             return self._undone(request, payload)
         if refused is not None:
-            origin = "child" if request.agent == subjects.WORKFLOWS else "agent"
+            origin = "child" if request.child else "agent"
             return self._failed(step, request.attempt, refused, origin, self._item(request))
         try:
             if not is_outputs(payload):
@@ -138,11 +138,12 @@ class Course(Way):
         return self._say("SignalReceived", name=name, position=self._logged.position)
 
     def paused(self) -> None:
-        """No step begins from here on."""
+        """No step begins from here on, nor one of a child."""
         self._say("ExecutionPaused")
+        self._tell_children("pause")
 
     def resumed(self) -> None:
-        """Go on with what is ready."""
+        """Go on with what is ready, and so do the children."""
         self._say("ExecutionResumed")
         self._paused = False
         for step in self._execution.answers:
@@ -154,6 +155,13 @@ class Course(Way):
                 due = [index for index in known.attempts if index not in waits]
                 self._ask_further(self._definition.by_id[name], answered, *due)
         self._advance()
+        if not self._over:
+            self._tell_children("resume")
+
+    def _tell_children(self, action: str) -> None:
+        for request in self._under_way():
+            if request.child:
+                self._saying.command(action, request)
 
     def cancelled(self, by: str) -> None:
         """End it, and undo what is to be undone."""

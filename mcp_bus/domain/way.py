@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mcp_bus.domain import conditions, items
@@ -237,15 +237,20 @@ class Way:
         """Call back what is under way, undo what was done, and say how it ended."""
         self._over = True
         self._saying.take_back_requests()
-        for request in self._execution.requests.values():
-            noted = 0 < request.noted < self._logged.position
-            if request.message_id != self._ends and not noted:
-                self._saying.cancel(request)
+        for request in self._under_way():
+            self._saying.cancel(request)
         done = [id for id in self._answers if self._is_undone(id)]
         if not done:
             return self._finish(fact)
         self._say("ExecutionCompensating", steps=done[::-1], ending=fact)
         return self._undo(done[::-1], fact)
+
+    def _under_way(self) -> Iterator[Request]:
+        """The requests that had no answer before this decision."""
+        for request in self._execution.requests.values():
+            noted = 0 < request.noted < self._logged.position
+            if request.message_id != self._ends and not noted:
+                yield request
 
     def _undone(self, request: Request, payload: Any) -> None:
         """A step was undone, or could not be: on to the next."""

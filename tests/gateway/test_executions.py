@@ -86,6 +86,29 @@ async def test_while_paused_nothing_begins(bus: Rest, nats: Nats) -> None:
     assert (found["status"], found["outputs"]) == ("completed", {"text": "last"})
 
 
+async def test_pausing_reaches_children(bus: Rest, nats: Nats) -> None:
+    """And theirs, as resuming does."""
+    hold = {"id": "hold", "wait": {"signal": "go"}}
+    async with echo(nats):
+        for name, steps in (
+            ("inner", [hold, asks("last")]),
+            ("outer", [{"id": "in", "workflow": {"id": "inner"}}]),
+        ):
+            await bus.call("POST", "/workflows", {"id": name, "name": name, "steps": steps})
+        await define(bus, {"id": "out", "workflow": {"id": "outer"}})
+        family = [await start(bus)]
+        for _ in range(2):
+            child = (await bus.call("GET", family[-1])).body["steps"][0]["childId"]
+            family.append(f"/executions/{child}")
+        await bus.call("POST", f"{family[0]}/pause")
+        await bus.call("POST", f"{family[2]}/signals", {"name": "go"})
+        for execution in family:
+            assert (await bus.call("GET", execution)).body["status"] == "paused"
+        await bus.call("POST", f"{family[0]}/resume")
+        found = await ended(bus, family[0])
+    assert (found["status"], found["outputs"]) == ("completed", {"text": "last"})
+
+
 async def test_what_was_done_is_undone(bus: Rest, nats: Nats) -> None:
     """The read model shows what was undone; the execution fails with what made it fail."""
     undo = {"agentId": "echo", "action": "say", "inputs": {"text": "undo"}}

@@ -10,7 +10,7 @@ from mcp_bus import config
 from mcp_bus.domain.answers import asked_for
 from mcp_bus.domain.executions import WORKFLOWS
 from mcp_bus.messages import Message
-from tests.mcp_bus.history import History, agent, errors_of, step, workflow
+from tests.mcp_bus.history import ADMIN, History, agent, errors_of, step, workflow
 from tests.mcp_bus.test_courses import Run, undone
 from tests.mcp_bus.test_reruns import rerun
 
@@ -39,6 +39,10 @@ class Family(Run):
         said = (at.message for at in self.history.log)
         ours = [m for m in said if m.kind == "request" and m.source == m.target == "workflows"]
         return [m for m in ours if m.payload["action"] == "execute"]
+
+    def paused(self) -> list[str]:
+        """The live executions that are, the oldest first."""
+        return [one.id for one in self.history.folds[1].state.live.values() if one.paused]
 
     @property
     def child(self) -> str:
@@ -114,6 +118,138 @@ def test_cancelling_reaches_children() -> None:
         assert history.said(execution)[-1] == "ExecutionCancelled"
     assert history.fact("Cancel")["requestId"] == history.request("z").metadata.message_id
     history.check()
+
+
+HOLD = {"id": "h", "wait": {"signal": "go"}}
+
+
+def test_pausing_and_resuming_reach_children() -> None:
+    """And theirs; what is paused begins nothing, and completes nothing."""
+    run = Family(child(), step("b"), of=[child("x", of="d", inputs={})])
+    deepest = {"id": "d", "name": "D", "steps": [HOLD, step("z")]}
+    run.history.command("workflows", "define", deepest)
+    run.id = str(run.execute({"n": 7})["outputs"]["executionId"])
+    family = [run.id, *(str(m.metadata.message_id) for m in run.started()[-2:])]
+    assert run.command("pause")["outputs"]["status"] == "paused"
+    run.history.command("workflows", "signal", {"executionId": family[2], "name": "go"})
+    assert run.asked() == []
+    assert run.paused() == family
+    run.command("resume")
+    assert run.asked() == ["z"]
+    run.command("pause")
+    run.reply("z")
+    assert run.said(family[2])[-1] == "StepCompleted"
+    run.command("resume")
+    assert run.paused() == []
+    assert run.said(family[1])[-1] == "ExecutionCompleted"
+    assert run.asked() == ["z", "b"]
+    run.check()
+
+
+def test_a_paused_execution_starts_no_child() -> None:
+    """Neither a further step's, nor the next attempt's; resumed it starts them."""
+    run = Family(child(retry={"maxAttempts": 2, "initialDelayMs": 1000}), child("b"))
+    run.command("pause")
+    run.fail("x")
+    assert run.said(run.child) == ["ExecutionPaused", "ExecutionFailed"]
+    run.later(1000)
+    assert len(run.started()) == 1
+    run.command("resume")
+    assert len(run.started()) == 2
+    assert run.paused() == []
+    run.command("pause")
+    run.reply("x")
+    run.command("resume")
+    assert [asked_for(m)["id"] for m in run.started()] == ["a", "a", "b"]
+    run.reply("x", 5)
+    assert run.fact("ExecutionCompleted")["outputs"] == 5
+    run.check()
+
+
+def test_a_child_that_was_paused_by_hand_is_resumed_with_its_parent() -> None:
+    """Not by the resume of a parent that is not paused, which says nothing."""
+    run = Family(child(), of=[HOLD])
+    run.history.command("workflows", "pause", {"executionId": run.child})
+    run.command("resume")
+    assert run.paused() == [run.child]
+    run.command("pause")
+    assert run.said(run.child) == ["StepWaiting", "ExecutionPaused"]
+    run.command("resume")
+    assert run.paused() == []
+    run.check()
+
+
+def test_a_child_may_be_resumed_alone() -> None:
+    """Its parent takes what it gives, and begins nothing."""
+    run = Family(child(), step("b"), of=[HOLD, step("x")])
+    run.command("pause")
+    run.history.command("workflows", "resume", {"executionId": run.child})
+    run.history.command("workflows", "signal", {"executionId": run.child, "name": "go"})
+    run.reply("x")
+    assert run.said(run.id) == ["ExecutionPaused", "StepCompleted"]
+    run.command("resume")
+    assert run.asked() == ["x", "b"]
+    run.check()
+
+
+def test_a_child_is_paused_before_its_start_was_decided() -> None:
+    """Its first steps are asked, nothing after them."""
+    run = Family(child(), of=[step("x"), step("y")])
+    start = run.history.append(command("execute", workflowId="w", inputs={"n": 1}))
+    for output in run.history.decide(run.history.folds[1], start.position):
+        run.history.append(output, 1)
+    run.id = str(start.message.metadata.message_id)
+    run.history.append(command("pause", executionId=run.id))
+    run.history.settle()
+    assert run.said(run.child) == ["ExecutionPaused"]
+    run.reply("x")
+    run.command("resume")
+    assert run.asked()[-1] == "y"
+    run.check()
+
+
+def test_what_a_child_refuses_that_has_ended_changes_nothing() -> None:
+    """Its end stands before the pause in the log, and is not decided yet, or the other way round:
+    then the parent's decision is half published, and made again once the child has ended."""
+    for half in (False, True):
+        run = Family(child(), step("b"))
+        answer = Message.answer(run.request("x"), "echo", {"outputs": 5})
+        fold = run.history.folds[1]
+        if half:
+            pause = run.history.append(command("pause", executionId=run.id)).position
+            outputs = run.history.decide(fold, pause)
+            run.history.append(outputs[0], 1)
+        end = run.history.append(answer).position
+        for output in run.history.decide(fold, end):
+            run.history.append(output, 1)
+        if not half:
+            run.history.append(command("pause", executionId=run.id))
+        run.history.settle()
+        refused = [at.message.payload for at in run.history.log if "error" in at.message.payload]
+        assert [said["error"]["code"] for said in refused] == ["execution_ended"] * half
+        assert run.paused() == [run.id]
+        run.command("resume")
+        run.reply("b")
+        assert run.end == "ExecutionCompleted"
+        run.check()
+
+
+def test_a_paused_family_is_cancelled() -> None:
+    run = Family(undone("y"), child(), of=[step("x")])
+    run.reply("y", {"id": 1})
+    run.command("pause")
+    run.command("cancel")
+    assert run.said(run.child) == ["ExecutionPaused", "ExecutionCancelled"]
+    for action in ("pause", "resume"):
+        assert run.command(action)["error"]["code"] == "execution_ending"
+    run.reply("y")
+    assert run.end == "ExecutionCancelled"
+    run.check()
+
+
+def command(action: str, **inputs: Any) -> Message:
+    payload = {"action": action, "inputs": inputs}
+    return Message.build("request", "gateway", "workflows", payload, principal=ADMIN)
 
 
 def test_a_child_that_is_cancelled_fails_the_step() -> None:

@@ -29,6 +29,7 @@ from tests.mcp_bus.history import ADMIN, SECRET, History, agent, workflow
 EXAMPLES = int(os.environ.get("COURSE_EXAMPLES", "300"))
 STEPS, EVENTS, ROUNDS = 8, 60, 200
 AGENTS = ("echo", "other")
+REACHING = {"ExecutionPaused": "pause", "ExecutionResumed": "resume"}
 UNDOING = ("ExecutionCompensating", "ExecutionFailed", "ExecutionCancelled")
 
 
@@ -292,6 +293,8 @@ def check_one(world: World) -> None:
         if ending in UNDOING and not undoing and logged.message.target == world.id:
             undoing = True
             undoes_what_was_done(world, logged, before)
+        if ending in REACHING and logged.message.target == world.id:
+            reaches_the_children(world, execution, logged)
         if (execution := fold.state.live.get(world.id)) is not None:
             one_at_a_time(execution)
             needs_are_kept(needs_of(world.definition["steps"]), execution)
@@ -345,12 +348,12 @@ def nothing_after_the_end(world: World, log: list[Logged]) -> None:
     """There is one end, and what stands behind it was decided with it."""
     ends = [logged for logged in log if _about(logged, world) in ENDS]
     assert len(ends) == 1, [logged.message.payload for logged in ends]
-    input_of = (ends[0].message.metadata.message_id or "").partition("-")[0]
+    input_of = decided_by(ends[0])
     for logged in log[ends[0].position :]:
         message = logged.message
         ours = message.source == "workflows" and message.metadata.correlation_id == world.id
         if ours and message.target != "workflows":  # a child's start is told, and its cancel
-            assert (message.metadata.message_id or "").partition("-")[0] == input_of, message
+            assert decided_by(logged) == input_of, message
 
 
 def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> None:
@@ -358,7 +361,7 @@ def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> Non
     the input by which another step fails."""
     payload = logged.message.payload
     ending = payload.get("ending", payload)
-    by = world.history.log[int((logged.message.metadata.message_id or "").partition("-")[0]) - 1]
+    by = world.history.log[decided_by(logged) - 1]
     done = list(before)
     if by.message.kind == "response" and "outputs" in by.message.payload:
         cause = by.message.metadata.causation_id
@@ -372,6 +375,18 @@ def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> Non
     assert said[: len(due)] == due, (said, due)
 
 
+def reaches_the_children(world: World, execution: Execution | None, logged: Logged) -> None:
+    """Each that is under way is told; unless the execution ends by the same decision."""
+    assert execution is not None
+    by, action = decided_by(logged), REACHING[logged.message.payload["event"]]
+    open_ = [r for r in execution.requests.values() if not 0 < r.noted < by]
+    under_way = [request.message_id for request in open_ if request.agent == "workflows"]
+    said = [at for at in world.history.log if decided_by(at) == by]
+    told = [at.message.payload for at in said if at.message.target == "workflows"]
+    named = [asked["inputs"]["executionId"] for asked in told if asked.get("action") == action]
+    assert named == under_way or {_about(at, world) for at in said} & {*ENDS, *UNDOING}
+
+
 def told_once(world: World) -> None:
     """Each step that is to be undone is told of once: that it was undone, or not."""
     said = [at.message for at in world.history.log if at.message.target == world.id]
@@ -379,6 +394,13 @@ def told_once(world: World) -> None:
     planned = [s for f in facts if f["event"] == "ExecutionCompensating" for s in f["steps"]]
     told = [f["stepId"] for f in facts if f["event"] in ("StepUndone", "StepNotUndone")]
     assert told == planned, (told, planned)
+
+
+def decided_by(logged: Logged) -> int:
+    """The position of the input that an output of the engine follows from; 0 for none."""
+    if logged.message.source != "workflows":
+        return 0
+    return int((logged.message.metadata.message_id or "").partition("-")[0])
 
 
 def _about(logged: Logged, world: World) -> str | None:
