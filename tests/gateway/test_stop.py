@@ -30,8 +30,9 @@ async def test_who_waits_for_an_end_is_let_go(bus: Rest) -> None:
     await bus.call("POST", "/workflows", workflow("say"))
     waiting = asyncio.create_task(run(bus, wait=60))
     async with asyncio.timeout(10):
-        while not (await bus.call("GET", "/workflows/relay")).body["executions"]:
-            pass
+        listed: list[dict[str, str]] = []
+        while [execution["status"] for execution in listed] != ["running"]:
+            listed = (await bus.call("GET", "/workflows/relay")).body["executions"]
     await bus.services["gateway"].stop()
     said = await waiting
     assert (said.status, said.body["status"]) == (202, "running")
