@@ -34,6 +34,7 @@ from mcp_bus.services.auth import Door
 from mcp_bus.services.revocations import Revocations
 from mcp_bus.store import migrate
 from mcp_bus.subjects import STREAM
+from tests.services import WAIT_S
 
 SECRET = "a secret of thirty-two characters"
 KEYS = tokens.Keys.of(SECRET.encode(), None)
@@ -78,6 +79,7 @@ class Engines:
     postgres_port: int
     secrets: Credentials
     nats_pid: int
+    streams: Path  # where nats-server keeps those of BUS
 
     def nats(self) -> Nats:
         place = f"{LOOPBACK}:{self.nats_port}"
@@ -94,6 +96,13 @@ class Engines:
             f"postgresql://{migrate.READER}:{self.secrets.postgres_reader}@{place}",
             f"postgresql://{ADMIN}:{self.secrets.postgres_admin}@{place}",
         )
+
+    async def removed(self) -> None:
+        """Wait until the files of the stream that was deleted last are removed, which the server
+        does beside: one that is deleted before comes back with its messages."""
+        async with asyncio.timeout(WAIT_S):
+            while (self.streams / f".{STREAM}").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +145,7 @@ async def nats(engines: Engines) -> Nats:
     """A fresh stream: whatever an earlier test left is gone."""
     urls = engines.nats()
     connection = await log.connect(urls.services, name="test")
+    await engines.removed()
     await connection.api(f"STREAM.DELETE.{STREAM}", allow=(STREAM_NOT_FOUND,))
     await bring_up_to_date(connection, config.load({}))  # as with `always`: it takes batches
     await connection.close()
@@ -175,7 +185,7 @@ def _letting_in(url: str) -> Iterator[None]:
 
     thread = threading.Thread(target=asyncio.run, args=(answering(),))
     thread.start()
-    ready.wait(10)
+    ready.wait(WAIT_S)
     yield
     stop.set()
     thread.join()
@@ -192,7 +202,8 @@ async def _running(path: Path) -> AsyncIterator[Engines]:
             nats_server.serve(settings, folder, nats_port, secrets),
             embedded_postgres.serve(settings, folder, postgres_port),
         )
-        yield Engines(nats_port, postgres_port, secrets, children[0].pid)
+        streams = folder.nats / "jetstream" / "BUS" / "streams"
+        yield Engines(nats_port, postgres_port, secrets, children[0].pid, streams)
         await asyncio.gather(*(_stopped(child) for child in children))
 
 

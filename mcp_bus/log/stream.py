@@ -31,8 +31,10 @@ async def bring_up_to_date(log: Log, settings: Settings) -> None:
     """The streams as the settings want them; SettingsError where there is no room."""
     known = await _config(log, subjects.STREAM)
     if known is None:  # what belonged to another log is gone
-        await log.api(f"STREAM.DELETE.{subjects.DROPPED_STREAM}", allow=(STREAM_NOT_FOUND,))
-        await log.api(f"STREAM.PURGE.{subjects.SNAPSHOTS_STREAM}", allow=(STREAM_NOT_FOUND,))
+        # by a purge: one that is deleted while the server still removes the files of the last one
+        # of its name comes back with its messages, or cannot be made
+        for left in (subjects.DROPPED_STREAM, subjects.SNAPSHOTS_STREAM):
+            await log.api(f"STREAM.PURGE.{left}", allow=(STREAM_NOT_FOUND,))
     wanted_log = stream_config(settings)
     if known is not None and (identity := identity_of(known)) is not None:
         wanted_log["metadata"] = {IDENTITY: identity}

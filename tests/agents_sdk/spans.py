@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from tests.services import WAIT_S
+
 Spans = dict[str, ReadableSpan]
+
+
+class _Ended(SpanProcessor):
+    """Tells that a span has ended."""
+
+    def __init__(self, told: asyncio.Event) -> None:
+        self._told = told
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._told.set()
 
 
 class Exported:
@@ -16,8 +29,18 @@ class Exported:
 
     def __init__(self) -> None:
         self._memory = InMemorySpanExporter()
+        self._told = asyncio.Event()
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self._memory))
+        self.provider.add_span_processor(_Ended(self._told))
+
+    async def count(self, name: str, times: int) -> None:
+        """Wait until so many spans of a name have ended: an agent ends the one of a request when
+        its answer is stored, which the asker hears at the same time."""
+        async with asyncio.timeout(WAIT_S):
+            while len(self.ended(name)) < times:
+                self._told.clear()
+                await self._told.wait()
 
     def spans(self) -> Spans:
         """The spans that have ended, the last of each name, but for commands to the registry."""

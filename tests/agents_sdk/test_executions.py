@@ -11,6 +11,7 @@ import pytest
 from agents_sdk import ActionError, BusError, connect
 from agents_sdk.testing import Bus, Started, fake_agent, never, opened
 from tests.agents_sdk.spans import Exported, linked
+from tests.services import WAIT_S
 
 
 def step(id: str, **inputs: Any) -> dict[str, Any]:
@@ -114,7 +115,7 @@ async def test_who_closes_its_bus_is_told_what_runs_on(mcp_bus_started: Started)
         await client.define({"id": "waits", "name": "waits", "steps": WORKFLOWS["waits"]})
         waiting = [asyncio.create_task(client.run_workflow("waits")) for _ in range(2)]
         calls = await agent.called(2)
-    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_S)
     assert [str(error) for error in done] == ["the bus was closed"] * 2
     told = {error.details["executionId"] for error in done if isinstance(error, BusError)}
     assert len(told) == len(calls) == 2
@@ -146,6 +147,7 @@ async def test_a_lost_connection_loses_no_end(client: Bus) -> None:
 async def test_each_step_is_in_the_trace_of_who_started(client: Bus, exported: Exported) -> None:
     """What the last agent did is a child of the wait for the end."""
     await client.run_workflow("two", {"n": 1})
+    await exported.count("process worker", 2)
     spans = exported.spans()
     assert linked(spans, "run_workflow workflows", "process worker")
     assert (spans["run_workflow workflows"].attributes or {})["mcp_bus.workflow"] == "two"

@@ -23,6 +23,7 @@ from agents_sdk.adapters.transports import Address, Program, header_of
 from tests.agents_sdk.adapted import PLAIN, adapted, plain
 from tests.agents_sdk.web import answering
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 ADAPTER = (sys.executable, "-m", "mcp_bus", "adapter", "mcp")
 TIME = (sys.executable, "-m", "mcp_server_time")
@@ -145,7 +146,7 @@ async def test_a_server_dies_with_a_killed_agent(bus: Nats) -> None:
         gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(watched, gone.set)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_S):
                 await gone.wait()
         finally:
             asyncio.get_running_loop().remove_reader(watched)

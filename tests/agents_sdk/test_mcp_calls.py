@@ -12,6 +12,7 @@ from agents_sdk.adapters.transports import Address
 from tests.agents_sdk.adapted import adapted, plain
 from tests.agents_sdk.web import answering
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 async def asked_in_vain(client: Bus, agent: str) -> None:
@@ -47,7 +48,7 @@ async def test_a_server_at_a_url_is_told_that_a_call_is_cancelled(bus: Nats) -> 
         adapted(bus, "slow", Address(f"http://127.0.0.1:{web.port}/mcp", {})) as (client, _),
     ):
         await asked_in_vain(client, "slow")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             await cancelled.wait()
 
 

@@ -16,6 +16,7 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 from agents_sdk import Action, ActionError, Agent, BusError, connect
 from mcp_bus.domain import permissions
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +34,7 @@ async def said(client: Client, subject: str, answers: int = 1) -> list[dict[str,
     inbox = client.new_inbox()
     heard = await client.subscribe(inbox)
     await client.publish(f"$SRV.{subject}", b"", reply=inbox)
-    return [json.loads((await heard.next_msg(5)).data) for _ in range(answers)]
+    return [json.loads((await heard.next_msg(WAIT_S)).data) for _ in range(answers)]
 
 
 def greeter(bus: Nats, **about: Any) -> Agent:
@@ -167,7 +168,7 @@ async def test_an_agent_lives_with_an_older_bus(bus: Nats, monkeypatch: pytest.M
     async with asker(bus) as client:
         monkeypatch.setattr(permissions, "hears", heard_before)
         async with greeter(bus) as agent, connect(bus.agent("user2"), id="user2") as user:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_S):
                 assert await user.request("greeter", "greet", {"name": "Ann"})
             assert not agent.bus.log.ended.is_set()
             assert agent.bus.log.generation == 0

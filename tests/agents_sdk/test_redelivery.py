@@ -17,7 +17,7 @@ from mcp_bus.log import Delivery
 from mcp_bus.messages import Message, parse
 from mcp_bus.services import reader, registry
 from tests.conftest import SECRET, Nats
-from tests.services import running
+from tests.services import WAIT_S, running
 
 
 def payer(bus: Nats, paid: list[int]) -> Agent:
@@ -111,7 +111,7 @@ async def test_what_is_answered_is_not_run_again(bus: Nats, action: str) -> None
             assert await asking == {"result": 7}
         async with payer(bus, paid):
             assert await client.request("payer", "pay", {"amount": 1}) == {"result": 1}
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_S):
                 while (await queue_of_payer(services))["num_ack_pending"]:
                     await services.client.flush()
     await services.close()

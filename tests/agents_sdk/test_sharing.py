@@ -10,6 +10,7 @@ import pytest
 
 from agents_sdk import Action, Agent, Bus, BusError, connect
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 PROCESSES = 4
 REQUESTS = 40
@@ -54,7 +55,7 @@ async def test_none_is_idle_while_requests_wait(bus: Nats) -> None:
         for agent in workers.agents:
             await leaving.enter_async_context(agent)
         asker = await leaving.enter_async_context(connect(bus.agent("asker"), id="asker"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             asked = [
                 asyncio.ensure_future(asker.request("worker", "work", {"n": n}))
                 for n in range(REQUESTS)
@@ -84,7 +85,7 @@ async def test_a_capability_stands_for_the_least_loaded_agent(bus: Nats) -> None
             connect(bus.agent("reader", "operator"), id="reader")
         )
         heard = reader.subscribe(source="asker", kind="request")
-        async with heard, asyncio.timeout(20):
+        async with heard, asyncio.timeout(WAIT_S):
             found = await asyncio.gather(
                 *(asker.request("capability:text", "say", {}) for _ in range(6))
             )

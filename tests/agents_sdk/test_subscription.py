@@ -14,6 +14,7 @@ from mcp_bus.log import Log
 from mcp_bus.messages import Message
 from mcp_bus.services import reader
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def tell(bus: Bus, *numbers: int, target: str = "topic") -> None:
 
 
 async def numbers(messages: Subscription, count: int) -> list[int]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         return [(await anext(messages)).payload["n"] for _ in range(count)]
 
 
@@ -166,7 +167,7 @@ async def test_who_reads_without_a_connection_may_stop(services: Log, client: Bu
         reading = asyncio.create_task(anext(messages))
         await asyncio.sleep(0)
     with pytest.raises(StopAsyncIteration):
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, WAIT_S)
 
 
 async def test_what_cannot_be_read_is_told(client: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,8 +146,10 @@ async def test_a_request_belongs_to_no_trace_but_its_own(bus: Nats, exported: Ex
     async with connect(bus.agent("user", "developer"), id="user") as user:
         await user.request("agent", "act")
         await helping
+        await exported.count("process agent", 1)
         assert linked(exported.spans(), "request agent", "process agent", "publish")
         await asked_under(None, user, "agent", "act")
+        await exported.count("process agent", 2)
         assert parent(exported.spans()["process agent"]) is None
     await agent.__aexit__(None, None, None)
 

@@ -25,6 +25,7 @@ from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.together import SERVICES
 from mcp_bus.runtime import Runtime
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Rest:
 
     async def healthy(self) -> Said:
         """GET /health once every service is ok."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while (said := await self.call("GET", "/health", token="")).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(HEALTH_POLL_S)
             return said
@@ -131,7 +132,7 @@ async def serving(settings: Settings, names: list[str]) -> AsyncIterator[Rest]:
             leaving.push_async_callback(services[name].stop)
         session = await leaving.enter_async_context(aiohttp.ClientSession())
         rest = Rest(url, settings, session, services)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while not await _answers(rest):  # noqa: ASYNC110
                 await asyncio.sleep(HEALTH_POLL_S)
         yield rest

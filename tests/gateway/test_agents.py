@@ -12,6 +12,7 @@ from agents_sdk import connect
 from mcp_bus import config
 from mcp_bus.errors import BusError
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 from .conftest import Rest, echo
 
@@ -169,7 +170,7 @@ async def test_an_agent_is_shown_with_its_processes(bus: Rest, nats: Nats) -> No
 
 async def until(bus: Rest, health: str) -> Any:
     """The agent `echo`, once its health is this."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while True:
             shown = (await bus.call("GET", "/agents/echo")).body
             if shown.get("live", {}).get("health") == health:
@@ -214,14 +215,14 @@ async def test_an_agent_that_dies_is_silent_until_it_is_back(
     bus: Rest, nats: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inactive once its heartbeats stay away, answered for, and active when it is heard again."""
-    monkeypatch.setattr(config, "HEALTH_SILENT_S", 1.0)
-    monkeypatch.setattr(config, "HEARTBEAT_EVERY_S", 0.3)
     monkeypatch.setattr(config, "HEALTH_LOOK_S", 0.1)
     monkeypatch.setattr(config, "DECIDER_IDLE_S", 0.1)
     async with connect(nats.agent("asker"), id="asker") as asker:
         async with echo(nats):
             await status(bus, "AgentHeard")
-        await status(bus, "AgentSilent")
+        with monkeypatch.context() as gone:  # one that lives is never so late
+            gone.setattr(config, "HEALTH_SILENT_S", 0.2)
+            await status(bus, "AgentSilent")
         assert await ids(bus) == []
         with pytest.raises(BusError) as refused:
             await asker.request("echo", "say", {"text": "x"})
@@ -240,7 +241,7 @@ async def test_an_agent_that_dies_is_silent_until_it_is_back(
 
 async def status(bus: Rest, fact: str) -> None:
     """Wait until a fact is the last one of the agent `echo`, also in the read models."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while True:
             facts = (await bus.call("GET", "/agents/echo/history")).body.get("facts")
             if facts and facts[-1]["event"] == fact:

@@ -11,6 +11,7 @@ import pytest
 from agents_sdk import BusError, connect
 from mcp_bus.config import HEALTH_POLL_S
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 from .conftest import Rest, echo
 from .test_executions import asks, ended
@@ -26,7 +27,7 @@ async def only(bus: Rest) -> dict[str, Any]:
 
 async def until(bus: Rest, conversation: str, kind: str) -> dict[str, Any]:
     """The last message of a conversation, once it is of a kind."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while True:
             said = await bus.call("GET", f"/conversations/{conversation}")
             last: dict[str, Any] = said.body["messages"][-1]["message"]
@@ -82,7 +83,7 @@ async def test_a_single_request_is_sent_anew_by_whoever_asks(bus: Rest, nats: Na
         with pytest.raises(BusError) as refused:
             await asker.request("later", "say", {"text": "lost"})
     assert refused.value.code == "unknown_agent"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while not (await bus.call("GET", "/dead-letters")).body["deadLetters"]:  # noqa: ASYNC110
             await asyncio.sleep(HEALTH_POLL_S)
     letter = await only(bus)

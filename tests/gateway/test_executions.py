@@ -9,6 +9,7 @@ import pytest
 
 from mcp_bus.config import HEALTH_POLL_S
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 from .conftest import Rest, echo
 
@@ -28,7 +29,7 @@ async def start(bus: Rest) -> str:
 
 
 async def ended(bus: Rest, execution: str) -> dict[str, Any]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while (found := (await bus.call("GET", execution)).body)["ended"] is None:  # noqa: ASYNC110
             await asyncio.sleep(HEALTH_POLL_S)
     return dict(found)

@@ -13,6 +13,7 @@ import pytest
 from mcp_bus.config import Settings
 from mcp_bus.embedded import ports
 from mcp_bus.embedded.addresses import LOOPBACK
+from tests.services import WAIT_S
 
 from .conftest import Rest
 from .test_workflows import run, workflow
@@ -29,7 +30,7 @@ async def test_who_waits_for_an_end_is_let_go(bus: Rest) -> None:
     await bus.call("POST", "/agents/register", AGENT)
     await bus.call("POST", "/workflows", workflow("say"))
     waiting = asyncio.create_task(run(bus, wait=60))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         listed: list[dict[str, str]] = []
         while [execution["status"] for execution in listed] != ["running"]:
             listed = (await bus.call("GET", "/workflows/relay")).body["executions"]
@@ -48,7 +49,7 @@ async def test_commands_in_flight_are_finished(bus: Rest) -> None:
         for number in range(20)
     ]
     heard = bus.services["registry"].runtime
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while heard.status["position"] <= int(first.headers["Bus-Position"]):  # noqa: ASYNC110
             await asyncio.sleep(0)  # until the first of them was decided
     await bus.services["gateway"].stop()
@@ -70,7 +71,7 @@ async def test_sigterm_ends_the_process_in_order(settings: Settings) -> None:
 
     first = await start()
     assert first.stderr
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_S):
         while b'"listens"' not in (line := await first.stderr.readline()):
             assert line, "the gateway ended"
         second = await start()
@@ -79,6 +80,6 @@ async def test_sigterm_ends_the_process_in_order(settings: Settings) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in said.decode()
     assert "MCP_BUS_PORT" in said.decode()
     first.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         await first.communicate()
     assert first.returncode == 0

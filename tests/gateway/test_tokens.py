@@ -18,6 +18,7 @@ from mcp_bus.claims import claims_of
 from mcp_bus.config import HEALTH_POLL_S, TOKEN_TTL_S, TOKEN_TTL_S_MAX, Settings
 from mcp_bus.embedded.addresses import LOOPBACK
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 from .conftest import Rest, serving
 from .test_problems import is_problem
@@ -48,9 +49,9 @@ async def test_a_process_lives_longer_than_its_token(alone: Rest, nats: Nats) ->
     bus = await opened("git", Place(nats.url, alone.url, lambda: short))
     lost = asyncio.Event()
     bus.log.on_lost(lost)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         await lost.wait()
-    assert await bus.log.connected(10)
+    assert await bus.log.connected(WAIT_S)
     claims = claims_of(bus._tokens.brought())
     assert claims["exp"] - claims["iat"] == TOKEN_TTL_S
     assert await bus.publish("somebody", {"event": "WentOn"})
@@ -149,7 +150,7 @@ async def test_a_revoked_agent_is_nobody(
             assert (await rest.call("POST", GIT, {}, token=token)).status == status
         assert (await rest.call("POST", "/agents/git/revoke", {})).status == 200
         own, by_claim, stranger = old
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while (await rest.call("POST", GIT, {}, token=own)).status != 403:  # noqa: ASYNC110
                 await asyncio.sleep(HEALTH_POLL_S)
         is_problem(await rest.call("POST", GIT, {}), "agent_revoked")

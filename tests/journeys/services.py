@@ -16,6 +16,7 @@ from mcp_bus import log, tokens
 from mcp_bus.config import Settings
 from mcp_bus.embedded import ports
 from mcp_bus.messages import Message, parse
+from tests.services import WAIT_S
 
 SERVICES = ("recorder", "registry", "workflow-engine", "projector", "auth", "gateway")
 ECHO = Path(__file__).with_name("echo.py")
@@ -91,12 +92,12 @@ class Services:
 
     async def died(self, name: str) -> None:
         """Wait until a process has killed itself at its fault point."""
-        code = await asyncio.wait_for(self._processes[name].wait(), 30)
+        code = await asyncio.wait_for(self._processes[name].wait(), WAIT_S)
         assert code == -signal.SIGKILL, code
 
     async def healthy(self) -> None:
         """Wait until the gateway says that every service does its work."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 try:
                     if (await self.request("GET", "/health"))[0] == 200:
@@ -107,7 +108,7 @@ class Services:
 
     async def registered(self, agent: str) -> None:
         """Wait until an agent can be discovered."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 _, found = await self.request("GET", "/agents/discover")
                 if agent in [known["id"] for known in found["agents"]]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import WAIT_S
+
 ROOT = str(Path(__file__).parents[2])
 CLI = [sys.executable, "-m", "mcp_bus"]
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("MCP_BUS_")}
@@ -58,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             assert line, "the bus ended"
         yield path
         up.send_signal(signal.SIGTERM)
-        up.communicate(timeout=20)
+        up.communicate(timeout=WAIT_S)
 
 
 def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -276,7 +278,7 @@ def test_tail_prints_what_is_stored(folder: Path, tmp_path: Path) -> None:
             if seen[-1] == "register":
                 break
         tail.send_signal(signal.SIGINT)
-        tail.communicate(timeout=10)
+        tail.communicate(timeout=WAIT_S)
     assert tail.returncode == 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from agents_sdk import Agent, BusError, connect
 from agents_sdk.testing import Bus, Started
+from tests.services import WAIT_S
 
 
 def agent() -> Agent:
@@ -43,7 +44,7 @@ async def test_a_revoked_agent_is_cut_off(bus: Bus, mcp_bus_started: Started) ->
 
     admin = mcp_bus_started.bus.token
     assert await post(mcp_bus_started, "/agents/revoked/revoke", admin) == (200, "")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         with pytest.raises(BusError) as ended:
             await serving
     assert ended.value.code == "unauthenticated"

@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 import nats as nats_py
 from nats.aio.client import Client
 
+from mcp_bus import log
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 Attack = Callable[[Nats], Awaitable[None]]
 
-PATIENCE_S = 2.0
+PATIENCE_S = WAIT_S  # for what a weak bus does not do, on which it is short (conftest.py)
 
 
 @contextlib.asynccontextmanager
@@ -27,12 +29,26 @@ async def connected(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.
         complaints.put_nowait(str(error).lower())
 
     client = await nats_py.connect(
-        url, error_cb=note, max_reconnect_attempts=0, inbox_prefix=f"_INBOX_{name}".encode()
+        url,
+        error_cb=note,
+        connect_timeout=int(WAIT_S),
+        max_reconnect_attempts=0,
+        inbox_prefix=f"_INBOX_{name}".encode(),
     )
     try:
         yield client, complaints
     finally:
         await client.close()
+
+
+@contextlib.asynccontextmanager
+async def honest(nats: Nats, name: str) -> AsyncIterator[log.Log]:
+    """An agent as it should be."""
+    connection = await log.connect(nats.agent(name), name=name)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +73,7 @@ async def greeted(url: str, token: str) -> str:
 
 async def stored(bus: Client) -> dict[str, int]:
     """How many messages the log holds under each subject."""
-    info = await bus.jetstream().stream_info("MCP", subjects_filter=">")
+    info = await bus.jetstream(timeout=WAIT_S).stream_info("MCP", subjects_filter=">")
     return info.state.subjects or {}
 
 
@@ -71,4 +87,5 @@ async def open_queue(bus: Client, agent: str) -> None:
     await bus.request(
         f"$JS.API.CONSUMER.DURABLE.CREATE.MCP.agent-{agent}",
         json.dumps({"stream_name": "MCP", "config": settings}).encode(),
+        timeout=WAIT_S,
     )

@@ -20,6 +20,7 @@ from mcp_bus.domain.roles import Principal
 from mcp_bus.log import Log
 from mcp_bus.log.stream import stream_config
 from tests.conftest import Nats
+from tests.mcp_bus import attacker
 from tests.mcp_bus.history import History
 
 
@@ -60,6 +61,7 @@ async def me(nats: Nats) -> AsyncIterator[Log]:
 @pytest.fixture
 async def weak(nats: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is good, and opens everything in the account that owns the log."""
+    monkeypatch.setattr(attacker, "PATIENCE_S", 0.5)  # an attack may wait for what does not come
     everybody = tokens.Token(Principal("a", ("agent",)), "a", int(time.time()), 2**31)
     monkeypatch.setattr(tokens, "verify", lambda *_: everybody)
     monkeypatch.setattr(log.callout, "ACCOUNT", "BUS")

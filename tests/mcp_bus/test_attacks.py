@@ -27,15 +27,16 @@ from mcp_bus.messages import Message, dumps, parse
 from mcp_bus.services import registry, workflows
 from mcp_bus.subjects import DECIDERS, epoch_of
 from tests.conftest import SECRET, Nats
-from tests.mcp_bus.attacker import PATIENCE_S, Attack, connected, open_queue, spoken, stored
+from tests.mcp_bus import attacker
+from tests.mcp_bus.attacker import Attack, connected, honest, open_queue, spoken, stored
 from tests.mcp_bus.forger import GIT, signed
 from tests.mcp_bus.history import agent, step, workflow
-from tests.services import running
+from tests.services import WAIT_S, running
 
 
 async def refusal(client: Client, data: bytes, headers: dict[str, str] | None = None) -> int:
     """The number by which the log refuses an event of agent `a`, 0 when it does not."""
-    said = await client.request("mcp.event.a.b", data, timeout=5, headers=headers)
+    said = await client.request("mcp.event.a.b", data, timeout=WAIT_S, headers=headers)
     answer: dict[str, Any] = json.loads(said.data or b"{}")
     return int(answer.get("error", {}).get("err_code", 0))
 
@@ -54,8 +55,7 @@ async def publish_too_much(nats: Nats) -> None:
 
 async def hold_every_batch(nats: Nats) -> None:
     """The server has 50 atomic batches open, for everybody together."""
-    b = await log.connect(nats.agent("b"), name="b")
-    async with connected(nats.agent("a"), "a") as (a, _complaints):
+    async with honest(nats, "b") as b, connected(nats.agent("a"), "a") as (a, _complaints):
         refused, number = 0, itertools.count()
         while not refused:
             opening = {BATCH_ID: f"mine-{next(number)}", BATCH_SEQUENCE: "1"}
@@ -64,7 +64,6 @@ async def hold_every_batch(nats: Nats) -> None:
         many = [Message.build("event", "b", "b", {"event": "Counted"}) for _ in range(300)]
         outcomes = await asyncio.gather(*map(b.publish, many), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [log.Published] * len(many)
-    await b.close()
 
 
 async def acknowledge_for_another(nats: Nats) -> None:
@@ -75,14 +74,14 @@ async def acknowledge_for_another(nats: Nats) -> None:
         connected(nats.agent("b"), "b") as (b, _complaints_b),
     ):
         await open_queue(bus, "b")
-        await a.jetstream().publish("mcp.request.a.b", b"work")
-        queue = await b.jetstream().pull_subscribe_bind("agent-b", "MCP")
-        (taken,) = await queue.fetch(1, timeout=PATIENCE_S)
+        await a.jetstream(timeout=WAIT_S).publish("mcp.request.a.b", b"work")
+        queue = await b.jetstream(timeout=WAIT_S).pull_subscribe_bind("agent-b", "MCP")
+        (taken,) = await queue.fetch(1, timeout=WAIT_S)
         for word in (b"+ACK", b"+TERM"):
             await a.publish(taken.reply, word)
         await a.flush()
         await taken.nak()
-        (again,) = await queue.fetch(1, timeout=PATIENCE_S)
+        (again,) = await queue.fetch(1, timeout=attacker.PATIENCE_S)
         assert again.data == b"work"
 
 
@@ -101,18 +100,20 @@ async def publish_to_wildcards(nats: Nats) -> None:
             await a.publish(f"mcp.event.{source}.{target}", b"forged")
             await a.publish(f"mcp.response.{source}.{target}.*", b"forged")
         for subject in ("mcp.request.a.b", "mcp.event.a.b", "mcp.response.a.b.i1"):
-            await a.jetstream().publish(subject, b"last")
-        queue = await b.jetstream().pull_subscribe_bind("agent-b", "MCP")
-        (taken,) = await queue.fetch(1, timeout=PATIENCE_S)
-        heard = [taken, *[await one.next_msg(PATIENCE_S) for one in told]]
+            await a.jetstream(timeout=WAIT_S).publish(subject, b"last")
+        queue = await b.jetstream(timeout=WAIT_S).pull_subscribe_bind("agent-b", "MCP")
+        (taken,) = await queue.fetch(1, timeout=attacker.PATIENCE_S)
+        heard = [taken, *[await one.next_msg(attacker.PATIENCE_S) for one in told]]
         assert [msg.data for msg in heard] == [b"last"] * 3
 
 
 async def guess_the_id_of_an_answer(nats: Nats) -> None:
     """What is published under the id of another's message keeps that message out of the log."""
-    me = await log.connect(nats.agent("me"), name="me")
-    b = await log.connect(nats.agent("b"), name="b")
-    async with connected(nats.agent("a"), "a") as (a, _complaints):
+    async with (
+        honest(nats, "me") as me,
+        honest(nats, "b") as b,
+        connected(nats.agent("a"), "a") as (a, _complaints),
+    ):
         overheard = await a.subscribe("mcp.request.*.b")
         await a.flush()
         request = Message.build("request", "me", "b", {})
@@ -121,13 +122,11 @@ async def guess_the_id_of_an_answer(nats: Nats) -> None:
         guess = Message.build("request", "me", "b", {}).encode()
         known = (await overheard.next_msg()).data if overheard.pending_msgs else guess
         guessed = parse(known, request.subject)
-        await a.jetstream().publish(
+        await a.jetstream(timeout=WAIT_S).publish(
             "mcp.event.a.b", b"first", headers={MESSAGE_ID: answer_id(guessed, at(guessed))}
         )
         answer = Message.answer(request, "b", {}, message_id=answer_id(request, at(request)))
         assert not (await b.publish(answer)).duplicate
-    await me.close()
-    await b.close()
 
 
 def at(message: Message) -> Record:
@@ -140,15 +139,15 @@ async def guess_the_id_of_an_output(nats: Nats) -> None:
     async with deciding(nats), connected(nats.agent("a"), "a") as (a, _complaints):
         answers = await a.subscribe("out.response.registry.a.i")
         register = command("a", "registry", "register", agent("a"))
-        await a.jetstream().publish(register.subject, register.encode())
-        answer = await answers.next_msg(PATIENCE_S)
+        await a.jetstream(timeout=WAIT_S).publish(register.subject, register.encode())
+        answer = await answers.next_msg(attacker.PATIENCE_S)
         position = int((answer.headers or {})["Nats-Sequence"]) + 2  # behind what stands here first
         fold = Fold(REGISTRY, b"a guess of thirty-two characters", "")
         headers = {MESSAGE_ID: fold.output_id(position, 1, 1)}
-        await a.jetstream().publish("mcp.event.a.b", b"first", headers=headers)
-        again = await a.jetstream().publish(register.subject, register.encode())
+        await a.jetstream(timeout=WAIT_S).publish("mcp.event.a.b", b"first", headers=headers)
+        again = await a.jetstream(timeout=WAIT_S).publish(register.subject, register.encode())
         assert again.seq == position
-        await answers.next_msg(PATIENCE_S)
+        await answers.next_msg(attacker.PATIENCE_S)
 
 
 async def command_without_the_right(nats: Nats) -> None:
@@ -161,12 +160,12 @@ async def command_without_the_right(nats: Nats) -> None:
         known = command("b", "registry", "register", agent("b", "x"))
         answers = await bus.subscribe("out.response.*.*.i")
         await bus.publish(known.subject, known.encode())
-        await answers.next_msg(PATIENCE_S)
+        await answers.next_msg(attacker.PATIENCE_S)
         for wanted in NOT_FOR_AGENTS:
             forged, own = command("gateway", *wanted), command("a", *wanted)
             await a.publish(forged.subject, forged.encode())
-            await a.jetstream().publish(own.subject, own.encode())
-            answer = parse((await answers.next_msg(PATIENCE_S)).data)
+            await a.jetstream(timeout=WAIT_S).publish(own.subject, own.encode())
+            answer = parse((await answers.next_msg(attacker.PATIENCE_S)).data)
             assert answer.target == "a"
             assert answer.payload["error"]["code"] == "forbidden"
         said = {name for name in await stored(bus) if not name.endswith(".a")}
@@ -199,7 +198,7 @@ async def have_a_service_answer_for_another(nats: Nats) -> None:
         )
         for reply in forged:
             await a.publish("$SRV.PING", b"", reply=reply)
-            refused = await asyncio.wait_for(complaints.get(), PATIENCE_S)
+            refused = await asyncio.wait_for(complaints.get(), attacker.PATIENCE_S)
             assert refused == f'nats: permissions violation for publish to "{reply.lower()}"'
         assert await stored(bus) == {}
         assert not beats.pending_msgs
@@ -208,8 +207,8 @@ async def have_a_service_answer_for_another(nats: Nats) -> None:
 async def have_an_agent_answer_as_itself(nats: Nats) -> None:
     """One who asks by micro discovery says where the answer goes; the agent is honest, and may
     publish there, but not at the will of another."""
-    b = await log.connect(nats.agent("b"), name="b")
     async with (
+        honest(nats, "b") as b,
         connected(nats.services, "bus") as (bus, _),
         connected(nats.agent("a", "developer"), "a") as (a, _complaints),
     ):
@@ -224,12 +223,11 @@ async def have_an_agent_answer_as_itself(nats: Nats) -> None:
         ):
             await a.publish("$SRV.PING.b", b"", reply=reply)
         await a.publish("$SRV.PING.b.i1", b"", reply="_SRV.mine")
-        answer = await answers.next_msg(PATIENCE_S)
+        answer = await answers.next_msg(attacker.PATIENCE_S)
         assert (answer.subject, answer.data) == ("_SRV.mine", b"pong")
         await bus.flush()
         assert await stored(bus) == {}
         assert not beats.pending_msgs
-    await b.close()
 
 
 NOT_FOR_AGENTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -291,13 +289,13 @@ async def test_a_client_has_so_many_subscriptions(nats: Nats) -> None:
     async with (
         spoken(nats.url, signed(GIT), words) as answers,
         connected(nats.auth, "auth") as (auth, _),
-        asyncio.timeout(10),
+        asyncio.timeout(WAIT_S),
     ):
         said = [await answers.readline() for _ in range(10_000 - SUBSCRIPTIONS_MAX)]
         assert set(said) == {b"-ERR 'maximum subscriptions exceeded'\r\n"}
         assert await answers.readline() == b"PONG\r\n"
         wanted = json.dumps({"auth": True, "acc": "AGENTS", "user": "git"}).encode()
-        servers = await auth.request("$SYS.REQ.SERVER.PING.CONNZ", wanted)
+        servers = await auth.request("$SYS.REQ.SERVER.PING.CONNZ", wanted, timeout=WAIT_S)
         (found,) = json.loads(servers.data)["data"]["connections"]
         assert found["subscriptions"] == SUBSCRIPTIONS_MAX
 
@@ -305,7 +303,6 @@ async def test_a_client_has_so_many_subscriptions(nats: Nats) -> None:
 async def test_the_largest_message_goes_in(nats: Nats) -> None:
     """With the longest id and trace that a message may have."""
     longest = "\U0001f41d" * 256
-    me = await log.connect(nats.agent("me"), name="me")
 
     def message(text: str) -> Message:
         return Message.build(
@@ -314,5 +311,5 @@ async def test_the_largest_message_goes_in(nats: Nats) -> None:
 
     room = MESSAGE_BYTES_MAX - len(dumps(message("").model_dump(by_alias=True, exclude_unset=True)))
     assert len(message("x" * room).encode()) == MESSAGE_BYTES_MAX
-    assert (await me.publish(message("x" * room))).position == 1
-    await me.close()
+    async with honest(nats, "me") as me:
+        assert (await me.publish(message("x" * room))).position == 1

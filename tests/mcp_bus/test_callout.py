@@ -21,6 +21,7 @@ from mcp_bus.runtime import Runtime
 from mcp_bus.services import auth
 from mcp_bus.services.revocations import Revocations
 from tests.conftest import KEYS, SECRET, Engines, Nats
+from tests.services import WAIT_S
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ async def unanswered(tmp_path: Path) -> AsyncIterator[Nats]:
     async with locked(tmp_path) as folder:
         child = await nats_server.serve(settings, folder, port, secrets)
         try:
-            urls = Engines(port, 0, secrets, child.pid).nats()
+            urls = Engines(port, 0, secrets, child.pid, tmp_path).nats()
             await log.prepare(urls.services, settings)
             yield urls
         finally:
@@ -56,7 +57,7 @@ async def answering(nats: Nats) -> AsyncIterator[None]:
 
 
 async def is_told_to_wait(nats: Nats, name: str) -> None:
-    async with asyncio.timeout(config.LOG_CONNECT_S):
+    async with asyncio.timeout(WAIT_S):
         with pytest.raises(Unavailable) as refused:
             await log.connect(nats.agent(name), name=name)
     assert (refused.value.code, refused.value.retryable) == ("log_unavailable", True)

@@ -16,6 +16,7 @@ from mcp_bus import log
 from mcp_bus.errors import SettingsError
 from mcp_bus.messages import Message
 from tests.own_log import own_log
+from tests.services import WAIT_S
 
 Durability = Literal["always", "interval"]
 ACKS = 20
@@ -48,7 +49,7 @@ async def counted_fsyncs(pid: int, calls: Path) -> AsyncIterator[Path]:
         strace, *traced, "-p", str(pid), stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while not _is_traced(pid):
                 if process.returncode is not None:
                     assert process.stderr is not None

@@ -14,6 +14,7 @@ from mcp_bus import config
 from mcp_bus.embedded import children
 from mcp_bus.embedded.children import ChildDied, Command
 from mcp_bus.embedded.folder import locked
+from tests.services import WAIT_S
 
 # a parent that starts one child, says its pid, and waits to be killed
 PARENT = """
@@ -102,7 +103,7 @@ async def test_a_child_becomes_ordinary_where_forks_start_threads(tmp_path: Path
     assert parent.stdout is not None
     pid = int(await parent.stdout.readline())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while b"ordinary.py" in Path(f"/proc/{pid}/cmdline").read_bytes():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         ids = Path(f"/proc/{pid}/uid_map").read_text().split()

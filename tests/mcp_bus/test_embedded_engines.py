@@ -20,6 +20,7 @@ from mcp_bus.embedded import credentials, nats_server, ports, postgres
 from mcp_bus.embedded.addresses import ADMIN, DATABASE, plan
 from mcp_bus.embedded.folder import Folder, locked
 from mcp_bus.errors import SettingsError
+from tests.services import WAIT_S
 
 
 def settings_of(path: Path) -> Settings:
@@ -138,7 +139,7 @@ async def test_an_initdb_that_is_interrupted_can_be_repeated(tmp_path: Path) -> 
     async with locked(tmp_path) as folder:
         credentials.load(tmp_path)
         starting = asyncio.create_task(first_start(folder))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while not (tmp_path / "postgres.new" / "PG_VERSION").exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         starting.cancel()

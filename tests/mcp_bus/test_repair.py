@@ -59,7 +59,7 @@ async def ended(bus: Rest, postgres: Postgres, execution: str) -> dict[str, Any]
 
 async def refused(bus: Rest, *names: str) -> dict[str, str]:
     """What these services say, once all of them refuse."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while True:
             said = (await bus.call("GET", "/health", token="")).body["services"]
             if all(said[name]["status"] == "log_went_back" for name in names):

@@ -137,9 +137,11 @@ async def test_a_log_filled_to_the_brim_recovers_by_itself(
         await brim(bus)
         with monkeypatch.context() as patience:
             patience.setattr(config, "PUBLISH_RETRY_S", 0.2)
+            patience.setattr(config, "PUBLISH_ATTEMPT_S", WAIT_S)
             with pytest.raises(Unavailable) as full:
                 await fill(bus, 1)
         assert full.value.code == "log_full"
+        monkeypatch.setattr(config, "PUBLISH_RETRY_S", WAIT_S)
         async with recording(small):
             await fill(bus, 1)
             await bus.started(n=1)
