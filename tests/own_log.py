@@ -24,7 +24,7 @@ from mcp_bus.store import event_store
 from mcp_bus.subjects import STREAM
 from projections import rebuild
 from tests.conftest import SECRET, Nats, Postgres
-from tests.services import WAIT_S
+from tests.services import WAIT_S, opened
 
 
 class OwnLog:
@@ -85,13 +85,9 @@ class OwnLog:
         (block,) = self.folder.nats.rglob(f"streams/{STREAM}/msgs/*.blk")
         return block
 
-    @contextlib.asynccontextmanager
-    async def opened(self) -> AsyncIterator[log.Log]:
-        connection = await log.connect(self.urls.services, name="test")
-        try:
-            yield connection
-        finally:
-            await connection.close()
+    def opened(self) -> contextlib.AbstractAsyncContextManager[log.Log]:
+        """A connection to it."""
+        return opened(self.urls.services)
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 
+from mcp_bus import log
 from mcp_bus.config import Settings
 from mcp_bus.faults import Faults
 from mcp_bus.runtime import Runtime, Service
@@ -50,6 +51,17 @@ async def killed_at(settings: Settings, name: str, point: str) -> int:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[log.Log]:
+    """A connection to the log for a block, however that ends: one that is left open tries for ever
+    to reach a server that is gone."""
+    channel = await log.connect(url, name="test")
+    try:
+        yield channel
+    finally:
+        await channel.close()
 
 
 async def reached(url: str, name: str, position: int) -> None:

@@ -22,6 +22,7 @@ from mcp_bus.errors import Unavailable
 from mcp_bus.subjects import STREAM
 from tests.conftest import SECRET, Nats
 from tests.faults.load import Load, loaded
+from tests.services import opened
 
 NODES = ("n1", "n2", "n3")
 ROUTE = f"nats://route:of-tests@{LOOPBACK}"
@@ -123,12 +124,9 @@ class Cluster:
     async def _state(self) -> dict[str, Any]:
         """What the servers say of the copies of the log; nothing while they cannot."""
         with contextlib.suppress(Unavailable):
-            channel = await log.connect(self.urls.services, name="test")
-            try:
+            async with opened(self.urls.services) as channel:
                 found = await channel.api(f"STREAM.INFO.{STREAM}")
                 return dict(found["cluster"])
-            finally:
-                await channel.close()
         return {}
 
     async def _started(self, node: str) -> Child:

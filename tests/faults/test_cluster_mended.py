@@ -26,7 +26,7 @@ from tests.gateway.conftest import SERVICES, echo, serving
 from tests.mcp_bus.test_backup import nothing
 from tests.mcp_bus.test_repair import ended, rows, run, workflow
 from tests.own_log import command, contiguous, rebuilt_equal
-from tests.services import reached
+from tests.services import opened, reached
 
 MESSAGES, EXECUTIONS = 200, 10
 RAW = "SELECT raw FROM store.messages"
@@ -46,9 +46,7 @@ async def test_a_lost_log_is_repaired(tmp_path: Path) -> None:
         done = await command(bus.settings, "repair", "--yes")
         assert done["repaired"]
         await _works(bus)
-        channel, last = await recorded(bus)
-        await channel.close()
-        assert last > config.REPAIR_BEYOND
+        assert await recorded(bus) > config.REPAIR_BEYOND
         await _whole(bus, load)
 
 
@@ -77,10 +75,10 @@ async def test_a_copy_of_a_running_bus_is_whole(engines: Engines, tmp_path: Path
             assert said.status == 201, said.body
             begun = (await run(rest, "echo", "")).body["executionId"]
             assert (await ended(rest, database, begun))["status"] == "completed"
-            channel = await log.connect(cluster.urls.services, name="test")
-            assert (await channel.info()).replicas == len(NODES)
-            await reached(database.service, event_store.RECORDER, (await channel.info()).last)
-            await channel.close()
+            async with opened(cluster.urls.services) as channel:
+                now = await channel.info()
+            assert now.replicas == len(NODES)
+            await reached(database.service, event_store.RECORDER, now.last)
             assert promised <= set(await rows(database, RAW))
             assert await contiguous(database) > found.last
             await rebuilt_equal(database)
@@ -93,9 +91,8 @@ async def test_deciders_start_from_their_snapshots_alone(tmp_path: Path) -> None
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()
         await caught_up(bus)
-        channel = await log.connect(cluster.urls.services, name="test")
-        assert await channel.purge(await _needed(channel)) > MESSAGES
-        await channel.close()
+        async with opened(cluster.urls.services) as channel:
+            assert await channel.purge(await _needed(channel)) > MESSAGES
         await cluster.kill(await cluster.leader())
         os.killpg(bus.pids[postgres.NAME], signal.SIGSTOP)
         try:

@@ -16,11 +16,10 @@ from pathlib import Path
 from mcp_bus import config, embedded, log
 from mcp_bus.embedded import running
 from mcp_bus.log.stream import stream_config
-from mcp_bus.store.event_store import RECORDER
 from mcp_bus.subjects import STREAM
 from tests.faults.load import loaded
-from tests.faults.verdict import wrong_with
-from tests.services import reached
+from tests.faults.verdict import recorded, wrong_with
+from tests.services import opened
 
 STOPPED_S = 10.0
 WINDOW_S = 2.0  # of ids that the log knows
@@ -72,10 +71,9 @@ async def test_two_deciders_stopped_in_turn_ask_for_no_step_twice(tmp_path: Path
 async def _know_ids_for(bus: embedded.Bus, window_s: float) -> None:
     """A window that no settings allow."""
     assert bus.settings.nats is not None
-    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
     shorter = stream_config(bus.settings) | {"duplicate_window": int(window_s * 1e9)}
-    await channel.api(f"STREAM.UPDATE.{STREAM}", shorter)
-    await channel.close()
+    async with opened(bus.settings.nats.get_secret_value()) as channel:
+        await channel.api(f"STREAM.UPDATE.{STREAM}", shorter)
 
 
 @asynccontextmanager
@@ -112,7 +110,6 @@ async def one_more(bus: embedded.Bus, service: str) -> AsyncIterator[int]:
 
 async def _runs(bus: embedded.Bus, service: str, pid: int) -> None:
     assert bus.settings.nats is not None
-    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
     runs = asyncio.Event()
 
     def heard(record: log.Record) -> None:
@@ -120,18 +117,13 @@ async def _runs(bus: embedded.Bus, service: str, pid: int) -> None:
         if said["pid"] == pid and said["status"] in ("ok", "standby"):
             runs.set()
 
-    await channel.listen(f"bus.status.{service}", heard)
-    await runs.wait()
-    await channel.close()
+    async with opened(bus.settings.nats.get_secret_value()) as channel:
+        await channel.listen(f"bus.status.{service}", heard)
+        await runs.wait()
 
 
 async def _recorded_after_s(bus: embedded.Bus) -> float:
     """How long it takes until all that is in the log now is recorded."""
-    assert bus.settings.nats is not None
-    assert bus.admin_url is not None
     began = time.monotonic()
-    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
-    last = (await channel.info()).last
-    await channel.close()
-    await reached(bus.admin_url, RECORDER, last)
+    await recorded(bus)
     return time.monotonic() - began

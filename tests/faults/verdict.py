@@ -8,7 +8,7 @@ import contextlib
 import aiohttp
 import asyncpg
 
-from mcp_bus import embedded, log
+from mcp_bus import embedded
 from mcp_bus.config import HEALTH_POLL_S
 from mcp_bus.store import event_store
 from mcp_bus.store.event_store import READ, RECORDER
@@ -16,6 +16,7 @@ from projections import rebuild
 from tests.conftest import Postgres
 from tests.faults.load import Load
 from tests.own_log import contiguous
+from tests.services import opened
 from tests.simulation import checks
 from tests.simulation.checks import InLog, InStore
 
@@ -36,12 +37,11 @@ async def wrong_in_history(bus: embedded.Bus, load: Load) -> list[str]:
     """All that does not hold of the log, the event store and the read models; raises TimeoutError
     when they are not equal after LAG_S_MAX."""
     await caught_up(bus)
-    channel, last = await recorded(bus)
+    last = await recorded(bus)
     history: list[InLog] = []
-    async with channel.follow(0) as follower:
+    async with opened(_log_of(bus)) as channel, channel.follow(0) as follower:
         while len(history) < last:
             history += [InLog(r.position, r.time, r.subject, r.data) for r in await follower.read()]
-    await channel.close()
     history = history[:last]
     assert bus.admin_url is not None
     store = await asyncpg.connect(bus.admin_url)
@@ -107,22 +107,26 @@ async def caught_up(bus: embedded.Bus, within_s: float = LAG_S_MAX) -> None:
     shown; TimeoutError when that takes longer."""
     await _healthy(bus)
     async with asyncio.timeout(within_s):
-        channel, _ = await recorded(bus, READ)
-        await channel.close()
+        await recorded(bus, READ)
 
 
-async def recorded(bus: embedded.Bus, reader: str = RECORDER) -> tuple[log.Log, int]:
-    """The log as our services reach it, and its end, once a reader has passed that."""
-    assert bus.settings.nats is not None
+async def recorded(bus: embedded.Bus, reader: str = RECORDER) -> int:
+    """The end of the log, once a reader has passed it."""
     assert bus.admin_url is not None
-    channel = await log.connect(bus.settings.nats.get_secret_value(), name="test")
-    last = (await channel.info()).last
+    async with opened(_log_of(bus)) as channel:
+        last = (await channel.info()).last
     store = await asyncpg.connect(bus.admin_url)
     try:
         await event_store.reached(store, reader, last)
     finally:
         await store.close()
-    return channel, last
+    return last
+
+
+def _log_of(bus: embedded.Bus) -> str:
+    """The log's URL for our services."""
+    assert bus.settings.nats is not None
+    return bus.settings.nats.get_secret_value()
 
 
 async def _rebuilt_otherwise(bus: embedded.Bus) -> list[str]:
