@@ -169,8 +169,7 @@ class Story:
             step["status"] = "undoing"
             return self._touch(execution, request)
         action = label(request.get("action"))
-        child = request.message_id if request.target == WORKFLOWS else None
-        step.update(agent_id=request.target, action=action, status="running", child_id=child)
+        step.update(agent_id=request.target, action=action, status="running")
         if isinstance(item := asked.get("item"), dict):
             begun = request.time_us if step["started_us"] is None else step["started_us"]
             step.update(attempt=1, items=whole(item.get("of"), 2**31), started_us=begun)
@@ -178,6 +177,7 @@ class Story:
         again = step["request_position"] is not None
         step.update(
             attempt=whole(asked.get("attempt"), 2**31) or 1,
+            child_id=request.message_id if request.target == WORKFLOWS else None,
             inputs=json_text(request.get("inputs")),
             outputs=NOTHING if again else None,
             error=NOTHING if again else None,

@@ -168,6 +168,8 @@ def _line(of: Execution, now_ms: float, *words: str) -> Text:
 def _asks(step: Execution) -> str:
     if step["child"] is not None:
         return f"{step['child']['workflowId']} {step['childId']}"
+    if not step["action"]:  # it waits, or starts workflows that it does not name
+        return step["agentId"] or ""
     return f"{step['agentId']}.{step['action']}" if step["agentId"] else ""
 
 

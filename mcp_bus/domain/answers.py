@@ -42,8 +42,8 @@ def outputs_given(step: Step, result: Any) -> Any:
 
 
 def result_of(ended: Message) -> Any:
-    """What the message that ended a step brought: an answer or StepCompleted its outputs, a signal
-    its payload, and the clock nothing."""
+    """What the message that ended a step, or an item, brought: an answer, StepCompleted or the end
+    of a child its outputs, a signal its payload, and the clock nothing."""
     if is_outputs(ended.payload):
         return ended.payload["outputs"]
     return ended.payload["inputs"].get("payload") if ended.kind == "request" else {}

@@ -128,7 +128,7 @@ def _step(checked: _Checked, step: Step, at: str) -> None:
     of_item = _ITEMS if step.for_each is not None else ()
     checked.references(step.id, step.inputs, f"{at}/inputs", of_item)
     if step.workflow is not None:
-        checked.references(step.id, step.workflow.inputs, f"{at}/workflow/inputs")
+        checked.references(step.id, step.workflow.inputs, f"{at}/workflow/inputs", of_item)
     if step.gives:
         checked.references(None, step.outputs, f"{at}/outputs", ("result",))
     if step.compensate is not None:
@@ -173,7 +173,7 @@ def _kind(checked: _Checked, step: Step, at: str) -> None:
 
 
 def _for_each(checked: _Checked, step: Step, at: str) -> None:
-    """A step asks for each item of a list."""
+    """A step asks, or starts a workflow, for each item of a list."""
     if step.for_each is None:
         if "max_parallel" in step.model_fields_set:
             checked.tell(f"{at}/maxParallel", "bad_value", "only a step with forEach has it")
@@ -181,9 +181,9 @@ def _for_each(checked: _Checked, step: Step, at: str) -> None:
     if not is_reference(step.for_each):
         checked.tell(f"{at}/forEach", "bad_value", "it is one reference to a list")
     checked.references(step.id, step.for_each, f"{at}/forEach")
-    for name, other in (("wait", step.wait), ("workflow", step.workflow)):
-        if other is not None:
-            checked.tell(f"{at}/{name}", "bad_value", "a step with forEach asks its agent")
+    if step.wait is not None:
+        detail = "a step with forEach asks its agent, or starts a workflow"
+        checked.tell(f"{at}/wait", "bad_value", detail)
 
 
 def _agent(agents: Agents, at: str, agent_id: str, action: str) -> Iterator[Finding]:

@@ -99,8 +99,8 @@ class Decider(Generic[S]):
     # reads a message that is not an own output; the key if it is an input, else None
     accept: Callable[[S, Logged], Key | None]
     # looks at an own output whose decision is whole in the log, before it is settled; the key if it
-    # is an input too, else None
-    heard: Callable[[S, Logged], Key | None]
+    # is an input too, else None. The number is the position by which it became whole
+    heard: Callable[[S, Logged, int], Key | None]
     # reads an own output whose decision, about this input, is whole in the log
     settle: Callable[[S, Logged, Undecided], None]
     # positions of the messages that deciding an input needs, besides the input; asked again with
@@ -278,7 +278,7 @@ class Fold(Generic[S]):
         heard: list[tuple[Logged, Key | None]] = []
         for part in sorted(known.parts):
             said = known.parts[part]
-            heard.append((said, self.decider.heard(self.state, said)))
+            heard.append((said, self.decider.heard(self.state, said, logged.position)))
             self.decider.settle(self.state, said, known)
         self._done(known)
         inputs = [said for said, key in heard if self._let_in(said, key)]

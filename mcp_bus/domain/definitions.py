@@ -106,7 +106,7 @@ class Step(Model):
     retry: Retry | None = None
     wait: Wait | None = None
     workflow: Child | None = None  # it starts an execution of another workflow
-    for_each: str | None = None  # a reference to a list: it asks once for each of its items
+    for_each: str | None = None  # a reference to a list: it asks, or starts, for each of its items
     max_parallel: Annotated[int, Field(ge=1, le=PARALLEL_MAX)] = PARALLEL
     compensate: Asking | None = None  # what undoes it, when its execution fails or is cancelled
 
@@ -116,6 +116,11 @@ class Step(Model):
         if self.agent_id is None or self.action is None:
             return None
         return Asking(agent_id=self.agent_id, action=self.action, inputs=self.inputs)
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The inputs of its agent, or of the workflow that it starts."""
+        return self.inputs if self.workflow is None else self.workflow.inputs
 
     @property
     def pre(self) -> dict[str, Any]:
@@ -128,8 +133,7 @@ class Step(Model):
     @cached_property
     def named(self) -> frozenset[str]:
         """The steps whose outputs this one refers to, itself included where it does."""
-        given = [self.inputs, self.for_each, self.workflow.inputs if self.workflow else {}]
-        texts = [text for text, _ in references(given)]
+        texts = [text for text, _ in references([self.sent, self.for_each])]
         if self.wait is not None:
             texts.extend(text for text, _ in references([self.wait.ms, self.wait.until]))
         judged = [path for one in (self.pre, self.post) for path in conditions.paths(one)]

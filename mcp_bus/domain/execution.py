@@ -31,7 +31,7 @@ class Request:
     undoes: bool = False  # it is the step's compensation
     closed: bool = False  # an answer or a time-out stands in the log
     item: int | None = None  # its index, of a step with forEach
-    noted: int = 0  # the position of its outputs, which the items of its step have
+    noted: int = 0  # the position by which its outputs, which the items of its step have, are known
 
     @property
     def due(self) -> int:
@@ -94,7 +94,7 @@ class Ended:
     """What an input ended that the log holds and that is not decided yet."""
 
     request: str  # or the id of a wait
-    answered: bool  # with outputs
+    answered: bool  # with outputs; the end of a child only for an item
     silent: bool = False  # it timed out without a sign of progress
     items: int = 0  # of its step that are answered by it
     parent: str = ""  # whose step it is, if it is the end of the execution that the step started

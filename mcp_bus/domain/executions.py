@@ -21,7 +21,7 @@ from mcp_bus.domain import agents, answers, commands, items, outcomes, reruns
 from mcp_bus.domain.agents import command_of
 from mcp_bus.domain.commands import RERUN
 from mcp_bus.domain.decider import EXECUTION, Decider, Draft, Key, Logged, Undecided, refusal
-from mcp_bus.domain.ends import ENDS
+from mcp_bus.domain.ends import COMPLETED, ENDS
 from mcp_bus.domain.execution import Ended, Execution, Request, Workflows
 from mcp_bus.errors import BusError
 from mcp_bus.messages import Message, is_error
@@ -49,7 +49,7 @@ def accept(state: Workflows, logged: Logged) -> Key | None:
     return None
 
 
-def heard(state: Workflows, logged: Logged) -> Key | None:
+def heard(state: Workflows, logged: Logged, whole: int) -> Key | None:
     """What the engine asks itself for: to start or cancel the execution of a step; that a start was
     refused; and the end of such an execution."""
     message = logged.message
@@ -62,11 +62,11 @@ def heard(state: Workflows, logged: Logged) -> Key | None:
         return None
     parent = state.live.get(child.parent)
     request = parent.requests.get(child.id) if parent else None
-    if request is None or request.closed:
+    if parent is None or request is None or request.closed:
         return None
-    request.closed = True
-    state.ends[logged.position] = Ended(child.id, False, parent=child.parent)
-    return (EXECUTION, child.parent)
+    completed = message.payload["event"] == COMPLETED
+    ended = Ended(child.id, completed and request.item is not None, parent=parent.id)
+    return _over(state, parent, ended, logged, whole)
 
 
 def moot(state: Workflows, known: Undecided) -> bool:
@@ -135,10 +135,10 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
         course.waited(execution.waits[ended.request])
     elif message.source == subjects.CLOCK:
         course.timed_out(request, silent=ended.silent)
-    elif ended.parent:
-        course.child_ended(request)
     elif request.item is not None and ended.answered:
         course.answered_item(request, ended.items, {**payloads, logged.position: message})
+    elif ended.parent:
+        course.child_ended(request)
     else:
         course.answered(request)
     return course.drafts
@@ -220,11 +220,20 @@ def _answered(state: Workflows, logged: Logged) -> Key | None:
     request = _open(execution, cause)
     if request is None or not (by_registry or message.source == request.agent):
         return None
-    request.closed = True
     ended = Ended(request.message_id, answers.is_outputs(message.payload))
+    return _over(state, execution, ended, logged, logged.position)
+
+
+def _over(
+    state: Workflows, execution: Execution, ended: Ended, logged: Logged, known_at: int
+) -> Key | None:
+    """A message ends a request, as is known from a position on; None for an item's from which
+    nothing follows."""
+    request = execution.requests[ended.request]
+    request.closed = True
     if ended.answered and request.item is not None:
         known, step = execution.items[request.step], state.definition(execution).by_id[request.step]
-        if not items.note(known, step, request, logged):
+        if not items.note(known, step, request, logged, known_at):
             return None
         ended.items = len(known.answers)
     state.ends[logged.position] = ended

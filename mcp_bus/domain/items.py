@@ -1,4 +1,5 @@
-"""Items: a step with forEach asks its agent once for each item of a list. Pure.
+"""Items: a step with forEach asks its agent once for each item of a list, or starts an execution of
+another workflow for each. Pure.
 
 At most `maxParallel` of them are under way. Inputs of an execution are decided one after the
 other, each when the one before was read back: too slow for thousands of items. So outputs of an
@@ -6,6 +7,9 @@ item are noted when they are read, by every fold, and become an input only where
 from them: a quarter of what may be under way is free and asked for anew, all are answered, or
 they cannot be among the outputs of the step. Everything else that happens to an item (an error, a
 time-out) is an input.
+
+The end of a child is known once the whole decision that it belongs to is in the log. Others may be
+made meanwhile about the parent: so what counts is from which position on it is known, not its own.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcp_bus.config import ENVELOPE_BYTES_MAX, FOR_EACH_MAX, MESSAGE_BYTES_MAX
-from mcp_bus.domain.answers import given
+from mcp_bus.domain.answers import given, result_of
 from mcp_bus.domain.decider import Logged
 from mcp_bus.domain.definitions import Step
 from mcp_bus.domain.execution import Items, Request
@@ -67,19 +71,19 @@ def asked_until(step: Step, answered: int) -> int:
     return step.max_parallel + answered // together * together
 
 
-def note(items: Items, step: Step, request: Request, answer: Logged) -> bool:
-    """Note the outputs of an item; whether something follows from that.
+def note(items: Items, step: Step, request: Request, answer: Logged, known_at: int) -> bool:
+    """Note the outputs of an item, known from a position on; whether something follows from that.
 
     What cannot be among the outputs of the step is not noted: its decision says why.
     """
     try:
-        size = _size(step, answer.message.payload["outputs"])
+        size = _size(step, result_of(answer.message))
     except BusError:
         return True
     if request.item is None or items.size + size > OUTPUTS_BYTES_MAX:
         return True
     items.size += size
-    items.answers[request.item] = request.noted = answer.position
+    items.answers[request.item], request.noted = answer.position, known_at
     answered = len(items.answers)
     together = _together(step)
     more = asked_until(step, answered) - together < items.of
@@ -98,8 +102,8 @@ def check_noted(items: Items, step: Step, request: Request, outputs: Any) -> Non
 
 
 def gathered(items: Items, step: Step, messages: Mapping[int, Message]) -> list[Any]:
-    """The outputs of all items, in order, of their agents' answers by position."""
-    return [given(step, messages[at].payload["outputs"]) for at in positions(items)]
+    """The outputs of all items, in order, of the messages that ended them by position."""
+    return [given(step, result_of(messages[at])) for at in positions(items)]
 
 
 def positions(items: Items) -> list[int]:

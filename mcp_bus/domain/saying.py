@@ -65,8 +65,8 @@ class Saying:
         """The request of a step, for one of its items, or of what undoes it; raises BusError where
         none can be made."""
         needed = subjects.capability_in(asked.agent_id)
-        context = self._context if item is None else item.context(self._context)
-        inputs = self._inputs(step, asked.inputs, context, edited=asked is step.asking)
+        context, edited = self._context_of(item), asked is step.asking
+        inputs = self._inputs(step, asked.inputs, context, edited=edited)
         target = self._target(step, item, asked, inputs)
         about = {"attempt": attempt, "timeoutMs": step.timeout_ms, **step.limits, **more}
         if item is not None:
@@ -75,20 +75,25 @@ class Saying:
         payload = {"action": asked.action, "inputs": inputs}
         self._request(step, target, payload, about, capabilities)
 
-    def start(self, step: Step, wanted: Child, attempt: int) -> None:
-        """The command that starts another workflow: its id is the new execution's. Raises BusError
-        where none can be made."""
+    def start(self, step: Step, wanted: Child, attempt: int, item: Item | None = None) -> None:
+        """The command that starts another workflow, for one of its items: its id is the new
+        execution's. Raises BusError where none can be made."""
         depth = self._execution.depth + 1
         if depth > CHILD_DEPTH_MAX:
             raise Refused(f"{step.id} stands {depth} workflows deep", code="workflow_too_deep")
-        given = self._inputs(step, wanted.inputs, self._context, edited=True)
+        given = self._inputs(step, wanted.inputs, self._context_of(item), edited=True)
         inputs = {"workflowId": wanted.id, "inputs": given}
         if wanted.version is not None:
             inputs["version"] = wanted.version
-        about = {"attempt": attempt, "depth": depth}
+        about: dict[str, Any] = {"attempt": attempt, "depth": depth}
         if step.own_timeout_ms is not None:
             about["timeoutMs"] = step.own_timeout_ms
+        if item is not None:
+            about["item"] = item.as_json()
         self._request(step, subjects.WORKFLOWS, {"action": "execute", "inputs": inputs}, about)
+
+    def _context_of(self, item: Item | None) -> dict[str, Any]:
+        return self._context if item is None else item.context(self._context)
 
     def _inputs(self, step: Step, wanted: Any, context: dict[str, Any], *, edited: bool) -> Any:
         """What is given: with its references resolved, or as a rerun has `edited` it, if it may.

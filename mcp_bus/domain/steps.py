@@ -10,7 +10,7 @@ from typing import Any
 
 from mcp_bus import subjects
 from mcp_bus.domain import items
-from mcp_bus.domain.answers import At, given, is_outputs
+from mcp_bus.domain.answers import At, given, is_outputs, result_of
 from mcp_bus.domain.ends import CANCELLED, COMPLETED
 from mcp_bus.domain.execution import Request, Waiting
 from mcp_bus.domain.outstanding import LOST
@@ -74,7 +74,7 @@ class Course(Way):
         step, self._ends = self._definition.by_id[request.step], request.message_id
         known = self._execution.items[step.id]
         try:
-            items.check_noted(known, step, request, self._logged.message.payload["outputs"])
+            items.check_noted(known, step, request, result_of(self._logged.message))
             if answered < known.of:
                 return self._ask_further(step, answered)
             self._waited_for(step, items.gathered(known, step, messages))
@@ -84,7 +84,8 @@ class Course(Way):
         return self._advance()
 
     def child_ended(self, request: Request) -> None:
-        """The input is the fact by which the execution has ended that a step started."""
+        """The input is the fact by which the execution has ended that a step started; of one that
+        was completed for an item see answered_item."""
         step, self._ends = self._definition.by_id[request.step], request.message_id
         said = self._logged.message.payload
         try:
@@ -94,7 +95,7 @@ class Course(Way):
                 raise BusError.from_json(said["error"])
             self._waited_for(step, said.get("outputs", {}))
         except BusError as error:
-            return self._failed(step, request.attempt, error, "child")
+            return self._failed(step, request.attempt, error, "child", self._item(request))
         return self._advance()
 
     def timed_out(self, request: Request, *, silent: bool) -> None:
@@ -150,7 +151,8 @@ class Course(Way):
             self._last = self._context["steps"].get(step, {}).get("outputs")
         for name, known in self._execution.items.items():
             if not self._over:
-                answered = sum(at < self._logged.position for at in known.answers.values())
+                later = [r for r in self._execution.requests.values() if r.step == name]
+                answered = len(known.answers) - sum(r.noted > self._logged.position for r in later)
                 waits = {w.item for w in self._execution.waits.values() if w.step == name}
                 due = [index for index in known.attempts if index not in waits]
                 self._ask_further(self._definition.by_id[name], answered, *due)

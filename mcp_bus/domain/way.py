@@ -112,10 +112,7 @@ class Way:
             self._busy.add(step.id)
             if step.for_each is not None:
                 return self._begin_items(step)
-            if step.workflow is not None:
-                self._saying.start(step, step.workflow, attempt)
-            if step.asking is not None:
-                self._saying.ask(step, step.asking, attempt)
+            self._ask(step, attempt)
         except BusError as error:
             self._failed(step, attempt, error)
         return False
@@ -140,7 +137,7 @@ class Way:
         an empty list."""
         values = items.values_of(step, self._context)
         for index in range(len(values)):
-            resolve(step.inputs, Item.at(index, values).context(self._context))
+            resolve(step.sent, Item.at(index, values).context(self._context))
         if not values:
             self._waited_for(step, [])
             self._answers[step.id] = []
@@ -163,10 +160,17 @@ class Way:
             attempt = known.attempts.get(index, 1) if known else 1
             item = Item.at(index, values)
             try:
-                if step.asking is not None and not self._over:
-                    self._saying.ask(step, step.asking, attempt, item)
+                if not self._over:
+                    self._ask(step, attempt, item)
             except BusError as error:
                 self._failed(step, attempt, error, item=item)
+
+    def _ask(self, step: Step, attempt: int, item: Item | None = None) -> None:
+        """Ask its agent, or start its workflow. Raises BusError where that cannot be."""
+        if step.workflow is not None:
+            self._saying.start(step, step.workflow, attempt, item)
+        if step.asking is not None:
+            self._saying.ask(step, step.asking, attempt, item)
 
     def _ask_anew(self, step: Step, request: Request) -> None:
         """The log lost a request, or its answer: nobody knows whether it was done."""

@@ -37,7 +37,7 @@ CREATE TABLE execution_steps (
     status            text NOT NULL,        -- running, waiting, retrying, completed, skipped, failed,
                                             -- cancelled, undoing, undone, not_undone
     attempt           integer NOT NULL,
-    child_id          text,                 -- the execution that it started
+    child_id          text,                 -- the execution that it started; NULL of one with forEach
     items             integer,              -- of a step with forEach, which has no request of its own
     inputs            json,
     outputs           json,

@@ -75,6 +75,23 @@ async def test_the_steps_of_a_child_are_shown_behind_the_one_that_started_it(bus
     assert told.index(["pay/hold", "undone"]) < told.index(["pay", "failed"])
 
 
+async def test_a_step_that_starts_a_workflow_for_each_item_is_shown_as_one(bus: Bus) -> None:
+    """With how many there are."""
+    inputs = json.dumps({"customers": [{"name": "ann", "owes": 5}, {"name": "bob", "owes": 7}]})
+    async with agent("payment"), agent("invoices"):
+        await run("workflows", "define", str(FOLDER / "payment.yaml"))
+        done = await run(*RUN, str(FOLDER / "invoices.yaml"), "--inputs", inputs, "--watch")
+        id = re.search(r"^id +(\S+)", done.stdout, re.MULTILINE)
+        assert id, done.stdout
+        shown = await run("executions", "show", id[1])
+        found = json.loads((await run("executions", "show", id[1], "--json")).stdout)
+    told = [line.split("  ")[:3] for line in done.stdout.splitlines()]
+    assert ["pay", "completed", "workflows"] in told
+    assert (done.exit_code, shown.exit_code) == (0, 0)
+    pay = found["steps"][0]
+    assert (pay["items"], pay["childId"], len(pay["outputs"])) == (2, None, 2)
+
+
 async def test_what_cannot_be_run_is_told(bus: Bus, tmp_path: Path) -> None:
     """A file that is not there, one that no bus takes, inputs that do not fit, and options that
     contradict each other."""

@@ -133,6 +133,19 @@ async def test_order_is_paid_by_a_workflow_of_its_own(bus: Bus) -> None:
     assert bank["released"] == ["7 of eve"]
 
 
+async def test_invoices_are_paid_by_a_workflow_for_each(bus: Bus) -> None:
+    """In the order of the list; one that cannot be paid leaves the books open."""
+    async with program("invoices")["agent"], program("payment")["agent"]:
+        await bus.define(workflow("payment"))
+        await bus.define(workflow("invoices"))
+        customers = [{"name": name, "owes": owes} for owes, name in enumerate("abcdefg")]
+        done = await bus.run_workflow("invoices", {"customers": customers})
+        customers[4]["name"] = "eve"
+        with pytest.raises(BusError, match="the account of eve is closed"):
+            await bus.run_workflow("invoices", {"customers": customers})
+    assert done == {"closed": "0 of a, 1 of b, 2 of c, 3 of d, 4 of e, 5 of f, 6 of g"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
 def test_every_example_is_told(path: Path) -> None:
     """In docs/workflows.md, with its agents beside it."""

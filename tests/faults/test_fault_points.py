@@ -46,6 +46,17 @@ WORKFLOWS: dict[str, list[dict[str, Any]]] = {
             "steps": [step("a", forEach="${inputs.list}", maxParallel=4, inputs={"n": "${item}"})],
         },
         {"id": "child", "steps": [{"id": "a", "workflow": {"id": "join"}}, step("b")]},
+        {
+            "id": "children",
+            "steps": [
+                {
+                    "id": "a",
+                    "forEach": "${inputs.list}",
+                    "maxParallel": 4,
+                    "workflow": {"id": "pause", "inputs": {"n": "${item}"}},
+                }
+            ],
+        },
     ],
     "failed": [
         {"id": "undone", "steps": [step("a", compensate=UNDO), step("b", "fail", inputs={})]}

@@ -98,9 +98,10 @@ async def test_pausing_reaches_children(bus: Rest, nats: Nats) -> None:
             await bus.call("POST", "/workflows", {"id": name, "name": name, "steps": steps})
         await define(bus, {"id": "out", "workflow": {"id": "outer"}})
         family = [await start(bus)]
-        for _ in range(2):
-            child = (await bus.call("GET", family[-1])).body["steps"][0]["childId"]
-            family.append(f"/executions/{child}")
+        async with asyncio.timeout(20):
+            while len(family) < 3:  # a child has no steps until its start is decided
+                shown = (await bus.call("GET", family[-1])).body["steps"]
+                family += [f"/executions/{s['childId']}" for s in shown if s["childId"]]
         await bus.call("POST", f"{family[0]}/pause")
         await bus.call("POST", f"{family[2]}/signals", {"name": "go"})
         for execution in family:
@@ -108,6 +109,32 @@ async def test_pausing_reaches_children(bus: Rest, nats: Nats) -> None:
         await bus.call("POST", f"{family[0]}/resume")
         found = await ended(bus, family[0])
     assert (found["status"], found["outputs"]) == ("completed", {"text": "last"})
+
+
+async def test_each_item_of_a_list_has_an_execution(bus: Rest, nats: Nats) -> None:
+    """The step names none of them; they name it, and stand in its conversation. Pausing and
+    cancelling reach all."""
+    inner = {"id": "inner", "name": "I", "steps": [{"id": "hold", "wait": {"signal": "go"}}]}
+    each = {"id": "all", "forEach": "${inputs.texts}", "workflow": {"id": "inner"}}
+    async with echo(nats):
+        await bus.call("POST", "/workflows", inner)
+        await define(bus, each)
+        said = await bus.call("PUT", "/workflows/w/execute", {"inputs": {"texts": ["x", "y"]}})
+        parent = f"/executions/{said.body['executionId']}"
+        step = (await bus.call("GET", parent)).body["steps"][0]
+        assert (step["status"], step["items"], step["childId"]) == ("running", 2, None)
+        told = (await bus.call("GET", f"/conversations/{said.body['executionId']}")).body[
+            "messages"
+        ]
+        asked = [m["message"]["context"] for m in told if m["message"]["target"] == "workflows"]
+        ids = [a["metadata"]["messageId"] for a in asked if "step" in a["metadata"]]
+        for action, status in (("pause", "paused"), ("resume", "waiting"), ("cancel", "cancelled")):
+            await bus.call("POST", f"{parent}/{action}")
+            async with asyncio.timeout(20):
+                found = [(await bus.call("GET", f"/executions/{id}")).body for id in ids]
+                while {child["status"] for child in found} != {status}:
+                    found = [(await bus.call("GET", f"/executions/{id}")).body for id in ids]
+            assert [child["parentId"] for child in found] == [said.body["executionId"]] * 2
 
 
 async def test_what_was_done_is_undone(bus: Rest, nats: Nats) -> None:

@@ -24,7 +24,9 @@ def child(name: str = "a", of: str = "c", **more: Any) -> dict[str, Any]:
 class Family(Run):
     """An execution of `w`, a step of which starts one of `c`, which asks for `x`."""
 
-    def __init__(self, *steps: dict[str, Any], of: Any = None, **more: Any) -> None:
+    def __init__(
+        self, *steps: dict[str, Any], of: Any = None, inputs: Any = None, **more: Any
+    ) -> None:
         self.history = History()
         self.history.command("registry", "register", agent("echo", "echo", "undo"))
         inner = of or [step("x", inputs={"k": "${inputs.m}"})]
@@ -32,7 +34,7 @@ class Family(Run):
         self.history.command("workflows", "define", definition)
         defined = self.history.command("workflows", "define", workflow(*steps, **more))
         assert "warnings" not in defined["outputs"]
-        self.id = str(self.execute({"n": 7})["outputs"]["executionId"])
+        self.id = str(self.execute(inputs or {"n": 7})["outputs"]["executionId"])
 
     def started(self) -> list[Message]:
         """The commands that start children, in order."""
@@ -363,7 +365,8 @@ def test_a_rerun_keeps_what_a_child_gave() -> None:
     [
         (child(agentId="echo"), ("bad_value", "/steps/0/workflow")),
         (child(wait={"ms": 1}), ("bad_value", "/steps/0/workflow")),
-        (child(forEach="${inputs.n}"), ("bad_value", "/steps/0/workflow")),
+        (child(forEach="inputs.n"), ("bad_value", "/steps/0/forEach")),
+        (child(inputs={"m": "${item}"}), ("unknown_reference", "/steps/0/workflow/inputs/m")),
         (
             child(inputs={"m": "${steps.z.outputs}"}),
             ("unknown_reference", "/steps/0/workflow/inputs/m"),

@@ -27,7 +27,7 @@ from tests.mcp_bus import history
 from tests.mcp_bus.history import ADMIN, SECRET, History, agent, workflow
 
 EXAMPLES = int(os.environ.get("COURSE_EXAMPLES", "300"))
-STEPS, EVENTS, ROUNDS = 8, 60, 200
+STEPS, EVENTS, ROUNDS = 8, 60, 400
 AGENTS = ("echo", "other")
 REACHING = {"ExecutionPaused": "pause", "ExecutionResumed": "resume"}
 UNDOING = ("ExecutionCompensating", "ExecutionFailed", "ExecutionCancelled")
@@ -87,15 +87,21 @@ class World:
         random.choice(kinds)()
 
     def decide(self) -> None:
-        """Publish all of the next decision, or its first messages and crash."""
+        """Publish all of the next decision, or some of its messages and crash."""
         for fold in self.history.folds:
             while fold.ready and (position := fold.ready.popleft()) in fold.undecided:
                 outputs = self.history.decide(fold, position)
                 whole = self.random.random() < 0.8
-                for output in outputs if whole else outputs[: self.random.randrange(len(outputs))]:
+                for output in outputs if whole else self.some(outputs):
                     self.history.append(output, 1)
                 return None if whole else self.crash()
         return None
+
+    def some(self, outputs: list[Message]) -> list[Message]:
+        """The first ones, or any: several are under way to the log at once."""
+        if self.random.random() < 0.5:
+            return outputs[: self.random.randrange(len(outputs))]
+        return [output for output in outputs if self.random.random() < 0.5]
 
     def crash(self) -> None:
         """The engine begins again: from the log, or from a snapshot."""
@@ -187,7 +193,11 @@ def asked_of_agents(execution: Execution) -> list[Request]:
 
 
 def inputs(random: Random) -> dict[str, Any]:
-    return {"n": random.randint(0, 3), "list": list(range(random.choice([0, 1, 3, 9, 9])))}
+    return {
+        "n": random.randint(0, 3),
+        "list": list(range(random.choice([0, 1, 3, 9, 9]))),
+        "few": list(range(random.choice([0, 2, 3, 4]))),
+    }
 
 
 def definition(random: Random, children: Sequence[str] = (), **more: Any) -> dict[str, Any]:
@@ -221,9 +231,13 @@ def starts(
     random: Random, step: dict[str, Any], before: list[str], children: Sequence[str]
 ) -> None:
     """It starts another workflow, which is seldom not there."""
-    given = {"n": 1, "list": [1, 2]}
+    given: dict[str, Any] = {"n": 1, "list": [1, 2], "few": [1]}
     if before and random.random() < 0.4:
         given["n"] = f"${{steps.{random.choice(before)}.outputs.n}}"
+    if random.random() < 0.4:
+        step["forEach"] = "${inputs.few}"
+        step["maxParallel"] = random.choice([1, 2, 8])
+        given["n"] = random.choice([given["n"], "${item}", "${index}"])
     step["workflow"] = {"id": random.choice([children[0]] * 9 + [*children]), "inputs": given}
     if random.random() < 0.3:
         step["timeoutMs"] = 5000
@@ -359,7 +373,9 @@ def nothing_after_the_end(world: World, log: list[Logged]) -> None:
 def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> None:
     """All completed steps that say how are undone, the last first; also the one whose answer is
     the input by which another step fails."""
-    payload = logged.message.payload
+    together = [at for at in world.history.log if decided_by(at) == decided_by(logged)]
+    begun = [at for at in together if _about(at, world) == "ExecutionCompensating"]
+    payload = (*begun, logged)[0].message.payload
     ending = payload.get("ending", payload)
     by = world.history.log[decided_by(logged) - 1]
     done = list(before)
@@ -380,17 +396,18 @@ def reaches_the_children(world: World, execution: Execution | None, logged: Logg
     assert execution is not None
     by, action = decided_by(logged), REACHING[logged.message.payload["event"]]
     open_ = [r for r in execution.requests.values() if not 0 < r.noted < by]
-    under_way = [request.message_id for request in open_ if request.agent == "workflows"]
+    under_way = {request.message_id for request in open_ if request.agent == "workflows"}
     said = [at for at in world.history.log if decided_by(at) == by]
     told = [at.message.payload for at in said if at.message.target == "workflows"]
-    named = [asked["inputs"]["executionId"] for asked in told if asked.get("action") == action]
+    named = {asked["inputs"]["executionId"] for asked in told if asked.get("action") == action}
     assert named == under_way or {_about(at, world) for at in said} & {*ENDS, *UNDOING}
 
 
 def told_once(world: World) -> None:
     """Each step that is to be undone is told of once: that it was undone, or not."""
-    said = [at.message for at in world.history.log if at.message.target == world.id]
-    facts = [message.payload for message in said if message.kind == "event"]
+    said = [at for at in world.history.log if _about(at, world)]
+    said.sort(key=lambda at: (decided_by(at), output_of(at)))
+    facts = [at.message.payload for at in said]
     planned = [s for f in facts if f["event"] == "ExecutionCompensating" for s in f["steps"]]
     told = [f["stepId"] for f in facts if f["event"] in ("StepUndone", "StepNotUndone")]
     assert told == planned, (told, planned)
@@ -401,6 +418,11 @@ def decided_by(logged: Logged) -> int:
     if logged.message.source != "workflows":
         return 0
     return int((logged.message.metadata.message_id or "").partition("-")[0])
+
+
+def output_of(logged: Logged) -> int:
+    """Which output of its decision it is."""
+    return int(re.split("-|of", logged.message.metadata.message_id or "")[1])
 
 
 def _about(logged: Logged, world: World) -> str | None:
