@@ -30,7 +30,7 @@ def loads(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
         raise too_large(len(data), bytes_max)
     try:
         value = orjson.loads(data)
-        if orjson.dumps(value, option=_STRICT) == data and _shallow(data, value):
+        if orjson.dumps(value, option=_STRICT) == data and is_shallow(data, value):
             return value
     except (TypeError, ValueError):
         pass
@@ -43,7 +43,7 @@ def loads(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
         raise _too_deep("") from None
     except ValueError as error:
         raise MessageError(f"not JSON: {error}", code="malformed_json", pointer="") from None
-    if _SURROGATE.search(data) or not _shallow(data, value):
+    if _SURROGATE.search(data) or not is_shallow(data, value):
         return _careful(text)
     return value
 
@@ -56,7 +56,7 @@ def dumps(value: Any) -> bytes:
 def carried(value: Any) -> tuple[bytes, Any]:
     """A value as `dumps` writes it, and as `loads` will read it; MessageError as both."""
     data, read = _written(value)
-    if read is _UNREAD or len(data) > MESSAGE_BYTES_MAX or not _shallow(data, read):
+    if read is _UNREAD or len(data) > MESSAGE_BYTES_MAX or not is_shallow(data, read):
         return data, loads(data)
     return data, read
 
@@ -139,11 +139,12 @@ _quick = json.JSONDecoder(
 )
 
 
-def _shallow(data: bytes, value: Any) -> bool:
-    if data.count(b"{") + data.count(b"[") <= MESSAGE_DEPTH_MAX:
+def is_shallow(data: bytes, value: Any, levels: int = MESSAGE_DEPTH_MAX) -> bool:
+    """Whether a value, `data` as text, is nested at most so many levels."""
+    if data.count(b"{") + data.count(b"[") <= levels:
         return True
     level = [value]
-    for _ in range(MESSAGE_DEPTH_MAX):
+    for _ in range(levels):
         level = [
             child
             for node in level

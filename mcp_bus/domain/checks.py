@@ -20,7 +20,7 @@ from mcp_bus.errors import Finding, Refused
 
 def findings(definition: Definition) -> list[Finding]:
     """Ids, the kinds of steps, what they depend on, references and conditions."""
-    checked = _Checked([step.id for step in definition.steps])
+    checked = _Checked(frozenset(step.id for step in definition.steps))
     if subjects.is_reserved(definition.id):
         checked.tell("/id", "reserved_id", f"the id {definition.id} is reserved")
     before: list[str] = []
@@ -65,7 +65,7 @@ _PLACES: dict[str | int, str] = {
 class _Checked:
     """What was found so far; `edges`: a step, one that it needs, and where it says so."""
 
-    steps: list[str]
+    steps: frozenset[str]
     found: list[Finding] = field(default_factory=list)
     edges: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -101,8 +101,9 @@ class _Checked:
         needs: dict[str, set[str]] = {}
         for step, needed, _ in self.edges:
             needs.setdefault(step, set()).add(needed)
+        reached = {needed: _reached(needs, needed) for needed in {e[1] for e in self.edges}}
         for step, needed, pointer in self.edges:
-            if pointer and step in _reached(needs, needed):
+            if pointer and step in reached[needed]:
                 detail = f"{needed} is {step} itself, or runs after it"
                 yield Finding(pointer, "circular_reference", detail)
 

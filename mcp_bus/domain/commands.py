@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mcp_bus import subjects
-from mcp_bus.config import SIGNALS_MAX
-from mcp_bus.domain import answers, roles, schemas
+from mcp_bus.config import IDEMPOTENCY_TTL_MS, SIGNALS_MAX
+from mcp_bus.domain import answers, fitting, roles, schemas
 from mcp_bus.domain.agents import checked
 from mcp_bus.domain.decider import Draft, Logged, answer
 from mcp_bus.domain.definitions import Definition, Model
@@ -194,7 +194,7 @@ def known_start(
     if once is None:
         return None
     digest, known = _digest(wanted), state.once.get(once)
-    if known is None:
+    if known is None or logged.time - known.time >= IDEMPOTENCY_TTL_MS:
         started["once"] = {"key": once, "digest": digest}
         return None
     if is_redrive(logged.message.payload):
@@ -238,6 +238,7 @@ def _resume(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -
 
 def _signal(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> list[Draft]:
     wanted: Signal = checked(Signal, inputs)
+    fitting.check(wanted.payload, "the outputs that a signal gives", fitting.OUTPUTS_BYTES_MAX)
     execution = _asked(state, logged, wanted)
     if sum(map(len, execution.signals.values())) >= SIGNALS_MAX:
         raise Refused(

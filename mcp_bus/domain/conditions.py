@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
-from mcp_bus.config import OPERAND_BYTES_MAX
+from mcp_bus.config import OPERAND_BYTES_MAX, OPERAND_LEVELS_MAX, OPERANDS_BYTES_MAX
 from mcp_bus.domain import cel
 from mcp_bus.domain.references import MISSING, Path, look_up, path_of
 from mcp_bus.errors import Finding, Refused
-from mcp_bus.strict_json import dumps, escape
+from mcp_bus.strict_json import dumps, escape, is_shallow
 
 PATTERN_CHARS_MAX = 256
 
@@ -88,17 +88,25 @@ def holds(condition: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
 
 
 def operands(condition: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
-    """What a condition was judged by, by path; a large value is told by its size."""
+    """What a condition was judged by, by path; a large or deep value is told by its size, and of
+    very many the first ones are told."""
     found: dict[str, Any] = {}
     for key, wanted in condition.items():
         if key == CEL:
             found |= cel.operands(wanted, context)
         elif (value := look_up(path_of(key), context)) is not MISSING:
             found[key] = value
+    told: dict[str, Any] = {}
+    room = OPERANDS_BYTES_MAX
     for name, value in found.items():
-        size = len(dumps(value))
-        found[name] = value if size <= OPERAND_BYTES_MAX else f"({size} bytes)"
-    return found
+        data = dumps(value)
+        small = len(data) <= OPERAND_BYTES_MAX and is_shallow(data, value, OPERAND_LEVELS_MAX)
+        said = value if small else f"({len(data)} bytes)"
+        room -= len(dumps([name, said]))
+        if room < 0:
+            break
+        told[name] = said
+    return told
 
 
 def _tests(wanted: Any) -> list[tuple[str, Any]]:

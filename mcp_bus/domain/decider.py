@@ -35,8 +35,9 @@ from typing import Any, Generic, TypeVar
 from eventsourcing.domain import BaseAggregate
 
 from mcp_bus import subjects
+from mcp_bus.domain.fitting import told
 from mcp_bus.errors import BusError
-from mcp_bus.messages import Kind, Message, error_payload
+from mcp_bus.messages import Kind, Message
 from mcp_bus.subjects import Subject
 
 Key = tuple[str, str]
@@ -335,7 +336,7 @@ def answer(logged: Logged, payload: Any) -> Draft:
 
 def refusal(logged: Logged, error: BusError) -> Draft:
     """The draft of a response that reports an error."""
-    return answer(logged, error_payload(error))
+    return answer(logged, {"error": told(error)})
 
 
 def event(logged: Logged, target: str, payload: dict[str, Any]) -> Draft:
@@ -375,7 +376,7 @@ def failed(
     what, about = known.key
     if what != EXECUTION or about == subjects.EPOCH:
         about = "bus"
-    payload = {"event": "DecisionFailed", "position": known.position, "error": reason.as_json()}
+    payload = {"event": "DecisionFailed", "position": known.position, "error": told(reason)}
     if message is None:
         return [Draft("event", about, payload, about)]
     logged = Logged(known.position, known.time, message)

@@ -18,16 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_bus.config import ENVELOPE_BYTES_MAX, FOR_EACH_MAX, MESSAGE_BYTES_MAX
+from mcp_bus.config import FOR_EACH_MAX
 from mcp_bus.domain.answers import given, result_of
 from mcp_bus.domain.decider import Logged
 from mcp_bus.domain.definitions import Step
 from mcp_bus.domain.execution import Items, Request
+from mcp_bus.domain.fitting import OUTPUTS_BYTES_MAX
 from mcp_bus.domain.references import resolve
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Message, dumps
 
-OUTPUTS_BYTES_MAX = MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX  # of all items: one fact holds them
 ASKED_TOGETHER = 4  # a quarter of maxParallel at a time
 
 

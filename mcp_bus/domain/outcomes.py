@@ -48,6 +48,7 @@ def _started(state: Workflows, started: Mapping[str, Any], logged: Logged) -> No
     state.live[execution.id] = execution
     once = started.get("once")
     if once is not None:
+        state.once.pop(once["key"], None)  # the oldest stand first
         state.once[once["key"]] = Once(execution.id, once["digest"], time)
     while state.once and time - next(iter(state.once.values())).time >= IDEMPOTENCY_TTL_MS:
         del state.once[next(iter(state.once))]

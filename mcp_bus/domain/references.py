@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from mcp_bus.config import REFERENCES_FREE, RESOLVED_BYTES_MAX
 from mcp_bus.errors import Refused
 from mcp_bus.strict_json import dumps, escape
 
@@ -23,7 +24,7 @@ Path = tuple[str | int, ...]
 
 MISSING = object()
 
-_REFERENCE = re.compile(r"\$\{\s*([^${}]*?)\s*\}")
+_REFERENCE = re.compile(r"\$\{([^${}]*)\}")  # blanks included: two ways to take one is slow
 _PART = re.compile(r"(?:^|\.)([A-Za-z0-9_][A-Za-z0-9_-]*)|\[([0-9]{1,9})\]")
 
 
@@ -66,7 +67,7 @@ def references(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
             yield from references(item, f"{pointer}/{index}")
     elif isinstance(value, str):
         for found in _REFERENCE.finditer(value):
-            yield found[1], pointer
+            yield found[1].strip(), pointer
 
 
 def is_reference(text: str) -> bool:
@@ -93,24 +94,45 @@ def look_up(path: Path, context: Mapping[str, Any]) -> Any:
 
 
 def resolve(value: Any, context: Mapping[str, Any]) -> Any:
-    """`value` with its references replaced; Refused `unresolved_reference` where one is empty."""
-    if isinstance(value, dict):
-        return {key: resolve(item, context) for key, item in value.items()}
-    if isinstance(value, list):
-        return [resolve(item, context) for item in value]
-    if not isinstance(value, str) or "${" not in value:
+    """`value` with its references replaced; Refused `unresolved_reference` where one is empty, and
+    `too_large` before many of them become more than anybody can hold."""
+    return _Resolving(context).resolved(value)
+
+
+class _Resolving:
+    """One value's references, counted."""
+
+    __slots__ = ("_context", "_free", "_room")
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        self._context = context
+        self._free = REFERENCES_FREE
+        self._room = RESOLVED_BYTES_MAX
+
+    def resolved(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.resolved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.resolved(item) for item in value]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            return self._value_of(whole[1].strip())
+        return _REFERENCE.sub(lambda found: _as_text(self._value_of(found[1].strip())), value)
+
+    def _value_of(self, text: str) -> Any:
+        value = look_up(path_of(text), self._context)
+        if value is MISSING:
+            raise Refused(f"${{{text}}} has no value", code="unresolved_reference")
+        if self._free:
+            self._free -= 1
+            return value
+        self._room -= len(value) if isinstance(value, str) else len(dumps(value))
+        if self._room < 0:
+            said = f"the references take more than {RESOLVED_BYTES_MAX} bytes at ${{{text}}}"
+            raise Refused(said, code="too_large")
         return value
-    whole = _REFERENCE.fullmatch(value)
-    if whole:
-        return _value_of(whole[1], context)
-    return _REFERENCE.sub(lambda found: _as_text(_value_of(found[1], context)), value)
-
-
-def _value_of(text: str, context: Mapping[str, Any]) -> Any:
-    value = look_up(path_of(text), context)
-    if value is MISSING:
-        raise Refused(f"${{{text}}} has no value", code="unresolved_reference")
-    return value
 
 
 def _as_text(value: Any) -> str:

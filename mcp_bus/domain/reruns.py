@@ -20,8 +20,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mcp_bus import subjects
-from mcp_bus.config import ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX, POSITION_MAX
-from mcp_bus.domain import answers, commands, roles
+from mcp_bus.config import POSITION_MAX
+from mcp_bus.domain import answers, commands, fitting, roles
 from mcp_bus.domain.agents import checked
 from mcp_bus.domain.answers import At
 from mcp_bus.domain.commands import OnExecution, Payloads
@@ -31,7 +31,7 @@ from mcp_bus.domain.ends import CANCELLED, COMPLETED, FAILED
 from mcp_bus.domain.execution import Execution, Workflows
 from mcp_bus.domain.steps import Course
 from mcp_bus.errors import Refused
-from mcp_bus.messages import Id, Message, Text, dumps
+from mcp_bus.messages import Id, Message, Text
 
 
 class Rerun(OnExecution):
@@ -106,6 +106,7 @@ def rerun(state: Workflows, logged: Logged, inputs: Any, payloads: Payloads) -> 
     }
     if wanted.step_inputs is not None:
         started["stepInputs"] = wanted.step_inputs
+    fitting.check(started, "all inputs together", fitting.OUTPUTS_BYTES_MAX)
     said = answer(logged, {"outputs": started})
     # where it says that its inputs stand, if it ends by this decision; else in its record
     start = plan.start if edited is None else logged.position
@@ -130,8 +131,7 @@ def _course(
     kept = {step: answers.result_at(by_id[step], at, payloads) for step, at in plan.answers.items()}
     outputs = {step: {"outputs": answers.outputs_given(by_id[step], kept[step])} for step in kept}
     for step, result in kept.items():
-        if len(dumps(result)) > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
-            raise Refused(f"what {step} gave is too large to be said again", code="too_large")
+        fitting.check(result, f"the outputs that {step} keeps", fitting.OUTPUTS_BYTES_MAX)
     context = {**given, "steps": outputs, "signals": {}, "execution": {"id": execution.id}}
     decided = {at: message for at, message in payloads.items() if at > logged.position}
     held = commands.held_in(decided)

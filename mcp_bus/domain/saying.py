@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.config import CHILD_DEPTH_MAX, ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX
-from mcp_bus.domain import conditions, schemas
+from mcp_bus.config import CHILD_DEPTH_MAX
+from mcp_bus.domain import conditions, fitting, schemas
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged, event
 from mcp_bus.domain.definitions import Asking, Child, Step
@@ -65,8 +65,8 @@ class Saying:
         """The request of a step, for one of its items, or of what undoes it; raises BusError where
         none can be made."""
         needed = subjects.capability_in(asked.agent_id)
-        context, edited = self._context_of(item), asked is step.asking
-        inputs = self._inputs(step, asked.inputs, context, edited=edited)
+        context, above = self._context_of(item), fitting.ABOVE_OUTPUTS
+        inputs = self._inputs(step, asked.inputs, context, above, edited=asked is step.asking)
         target = self._target(step, item, asked, inputs)
         about = {"attempt": attempt, "timeoutMs": step.timeout_ms, **step.limits, **more}
         if item is not None:
@@ -81,7 +81,8 @@ class Saying:
         depth = self._execution.depth + 1
         if depth > CHILD_DEPTH_MAX:
             raise Refused(f"{step.id} stands {depth} workflows deep", code="workflow_too_deep")
-        given = self._inputs(step, wanted.inputs, self._context_of(item), edited=True)
+        context, above = self._context_of(item), fitting.ABOVE_OUTPUTS + 1  # as the command's
+        given = self._inputs(step, wanted.inputs, context, above, edited=True)
         inputs = {"workflowId": wanted.id, "inputs": given}
         if wanted.version is not None:
             inputs["version"] = wanted.version
@@ -95,14 +96,14 @@ class Saying:
     def _context_of(self, item: Item | None) -> dict[str, Any]:
         return self._context if item is None else item.context(self._context)
 
-    def _inputs(self, step: Step, wanted: Any, context: dict[str, Any], *, edited: bool) -> Any:
+    def _inputs(
+        self, step: Step, wanted: Any, context: dict[str, Any], above: int, *, edited: bool
+    ) -> Any:
         """What is given: with its references resolved, or as a rerun has `edited` it, if it may.
-        Refused `too_large`, `unresolved_reference`."""
+        Refused `too_large`, `too_deep`, `unresolved_reference`."""
         known = self._context["edited"] if edited else {}
         inputs = known[step.id] if step.id in known else resolve(wanted, context)
-        size = len(dumps(inputs))
-        if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX:
-            raise Refused(f"the inputs of {step.id} take {size} bytes", code="too_large")
+        fitting.check(inputs, f"the inputs of {step.id}", fitting.OUTPUTS_BYTES_MAX, above)
         return inputs
 
     def _request(
@@ -114,6 +115,9 @@ class Saying:
         capabilities: tuple[str, ...] = (),
     ) -> None:
         cause = self._logged.message.metadata
+        operands = self.operands(step)
+        if operands and len(dumps([payload, operands])) > fitting.OUTPUTS_BYTES_MAX:
+            operands = {}  # what is asked goes first
         self._requests.append(
             Draft(
                 "request",
@@ -122,7 +126,7 @@ class Saying:
                 self._execution.id,
                 causation_id=cause.message_id,
                 traceparent=cause.traceparent,
-                step={**self.version, "id": step.id, **about, **self.operands(step)},
+                step={**self.version, "id": step.id, **about, **operands},
                 capabilities=capabilities,
             )
         )

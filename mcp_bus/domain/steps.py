@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcp_bus import subjects
-from mcp_bus.domain import items
+from mcp_bus.domain import fitting, items
 from mcp_bus.domain.answers import At, given, is_outputs, result_of
 from mcp_bus.domain.ends import CANCELLED, COMPLETED
 from mcp_bus.domain.execution import Request, Waiting
@@ -103,7 +103,7 @@ class Course(Way):
         step, self._ends = self._definition.by_id[request.step], request.message_id
         error = overdue(step, request.agent, silent=silent)
         if request.undoes:
-            return self._undone(request, {"error": error.as_json()})
+            return self._undone(request, {"error": fitting.told(error)})
         self._saying.cancel(request)
         return self._failed(step, request.attempt, error, item=self._item(request))
 

@@ -55,7 +55,7 @@ def overdue(step: Step, agent: str, *, silent: bool) -> Refused:
 
 def unix_ms(value: object) -> int:
     """A point in time as an author writes it; Refused `bad_value`."""
-    if isinstance(value, str) and not value.isdigit():
+    if isinstance(value, str) and not _is_number(value):
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
@@ -68,8 +68,12 @@ def unix_ms(value: object) -> int:
 
 def whole_ms(value: object) -> int:
     """A number of milliseconds, also as text; Refused `bad_value`."""
-    if isinstance(value, str) and value.isdigit() and len(value) <= 16:
+    if isinstance(value, str) and _is_number(value) and len(value) <= 16:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= POSITION_MAX:
         return value
     raise Refused(f"{value!r} is no number of milliseconds")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()

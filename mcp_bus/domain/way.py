@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mcp_bus.domain import conditions, items
+from mcp_bus.domain import conditions, fitting, items
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.answers import At, is_outputs, outputs_given
 from mcp_bus.domain.decider import Draft, Logged
@@ -62,6 +62,7 @@ class Way:
     def _waited_for(self, step: Step, result: Any, **more: Any) -> None:
         """What no agent's answer alone ends is over: a wait, with what the signal brought; all
         items; another execution. Raises BusError where the step has failed by that."""
+        fitting.check(result, f"the outputs of {step.id}", fitting.OUTPUTS_BYTES_MAX)
         self._last = outputs_given(step, result)
         self._judge(step, self._last)
         self._has_ended(step, more.get("signal", self._logged.position))
@@ -181,7 +182,7 @@ class Way:
                 self._saying.ask(step, asked, request.attempt + 1, item, **more)
         except BusError as error:
             if request.undoes:
-                return self._undone(request, {"error": error.as_json()})
+                return self._undone(request, {"error": fitting.told(error)})
             return self._failed(step, request.attempt, error, item=item)
         return None
 
@@ -219,10 +220,10 @@ class Way:
         drawn = f"{self._execution.id}|{step.id}" + (f"|{item.index}" if item else "")
         due = self._logged.time + delay_ms(retry, attempt, drawn)
         said = {"stepId": step.id, "attempt": attempt + 1, "dueAt": due, "origin": origin}
-        return self._say("StepRetrying", **said, **about, error=error.as_json())
+        return self._say("StepRetrying", **said, **about, error=fitting.told(error))
 
     def _failure(self, step: Step, error: BusError, origin: str) -> dict[str, Any]:
-        said = {"stepId": step.id, "origin": origin, "error": error.as_json()}
+        said = {"stepId": step.id, "origin": origin, "error": fitting.told(error)}
         return {"event": FAILED, **self._saying.version, **said}
 
     def _complete(self) -> None:
@@ -232,6 +233,12 @@ class Way:
                 said["outputs"] = resolve(self._definition.outputs, self._context)
             elif self._last is not None:
                 said["outputs"] = self._last
+            fitting.check(
+                self._whole(said),
+                f"the outputs of {self._execution.id}, and where its steps' stand,",
+                fitting.PAYLOAD_BYTES_MAX,
+                fitting.ABOVE_PAYLOAD,
+            )
         except BusError as error:
             return self._end(self._failure(self._definition.steps[-1], error, "engine"))
         self._over = True
@@ -265,8 +272,8 @@ class Way:
     def _say_undone(self, step: str, payload: Any) -> None:
         if is_outputs(payload):
             return self._say("StepUndone", stepId=step)
-        error = payload["error"] if is_error(payload) else {"code": "malformed_answer"}
-        return self._say("StepNotUndone", stepId=step, error=error)
+        said = payload["error"] if is_error(payload) else {"code": "malformed_answer"}
+        return self._say("StepNotUndone", stepId=step, error=fitting.told(BusError.from_json(said)))
 
     def _undo(self, steps: list[str], ending: dict[str, Any]) -> None:
         for id in steps:
@@ -275,7 +282,7 @@ class Way:
                 if step.compensate is not None:
                     return self._saying.ask(step, step.compensate, 1, undoes=True)
             except BusError as error:
-                self._say_undone(id, {"error": error.as_json()})
+                self._say_undone(id, {"error": fitting.told(error)})
         return self._finish(ending)
 
     def _is_undone(self, step: str) -> bool:
@@ -284,16 +291,20 @@ class Way:
         return compensate is not None and step not in self._execution.kept
 
     def _finish(self, fact: dict[str, Any]) -> None:
-        """The fact that ends it; it says what a rerun finds where."""
+        """The fact that ends it."""
+        self._saying.fact(self._whole(fact))
+
+    def _whole(self, fact: dict[str, Any]) -> dict[str, Any]:
+        """The fact that ends it with what a rerun finds where."""
         undone = fact["event"] != COMPLETED
         gone = {step for step in self._answers if undone and self._is_undone(step)}
         gone.add(fact.get("stepId", ""))
         answers = {step: at for step, at in self._answers.items() if step not in gone}
         skipped = [step for step in self._skipped if step not in gone]
         fact = {**fact, "start": self._execution.start, "answers": answers, "skipped": skipped}
-        if len(dumps(fact)) > items.OUTPUTS_BYTES_MAX:  # then a rerun asks for the items again
+        if not fitting.fits(fact):  # then a rerun asks for the items again
             fact["answers"] = {step: at for step, at in answers.items() if isinstance(at, int)}
-        self._saying.fact(fact)
+        return fact
 
     # --- saying
 

@@ -7,6 +7,7 @@ Every finding is told in one answer, each with its JSON Pointer (checks.py).
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from eventsourcing.domain import BaseAggregate, CanInitAggregate
 from pydantic import ValidationError
 
-from mcp_bus.domain import checks, roles
+from mcp_bus.config import FINDINGS_MAX
+from mcp_bus.domain import checks, fitting, roles
 from mcp_bus.domain.agents import Agents, checked
 from mcp_bus.domain.decider import Draft, Logged, answer, copy_of, event
 from mcp_bus.domain.definitions import Definition
@@ -105,6 +107,7 @@ def define(
         )
     check(wanted)
     workflow = {**wanted.content(), "metadata": _metadata(wanted, before, logged.time)}
+    fitting.check(workflow, "its contents", fitting.OUTPUTS_BYTES_MAX, fitting.ABOVE_OUTPUTS + 1)
     if before is None:
         aggregate = Workflow._create(
             Workflow.WorkflowDefined,
@@ -119,8 +122,9 @@ def define(
         )
     facts = [event(logged, wanted.id, payload_of(fact)) for fact in aggregate.collect_events()]
     outputs: dict[str, Any] = {"workflow": workflow, "created": True}
-    warnings = [finding.as_json() for finding in checks.warnings(wanted, agents, known)]
-    if warnings:
+    found = itertools.islice(checks.warnings(wanted, agents, known), FINDINGS_MAX)
+    warnings = [finding.as_json() for finding in found]
+    if warnings and fitting.fits({"outputs": {**outputs, "warnings": warnings}}):
         outputs["warnings"] = warnings
     return [*facts, answer(logged, {"outputs": outputs})]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcp_bus.config import PARALLEL_MAX
+from mcp_bus.domain import fitting
 from mcp_bus.domain import items as of_items
 from mcp_bus.domain.answers import asked_for
 from mcp_bus.domain.executions import WORKFLOWS
@@ -402,7 +403,7 @@ def test_what_an_end_has_no_room_for_is_asked_for_again(monkeypatch: pytest.Monk
     run = Items([1, 2], each(), step("b", dependsOn=[]))
     run.reply("b")
     run.answer(0)
-    monkeypatch.setattr(of_items, "OUTPUTS_BYTES_MAX", 100)
+    monkeypatch.setattr(fitting, "PAYLOAD_BYTES_MAX", 125)
     run.answer(1)
     assert run.end == "ExecutionCompleted"
     assert run.fact("ExecutionCompleted")["answers"].keys() == {"b"}
