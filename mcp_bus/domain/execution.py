@@ -5,10 +5,12 @@ Positions, not payloads: what is needed of them is read in the log.
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mcp_bus import subjects
+from mcp_bus.config import TIMERS_EVERY
 from mcp_bus.domain.agents import Agents
 from mcp_bus.domain.decider import Draft, Logged
 from mcp_bus.domain.definitions import Definition
@@ -174,6 +176,15 @@ class Workflows:
     ends: dict[int, Ended] = field(default_factory=dict)  # by undecided inputs, their positions
     timers: list[tuple[int, str, str]] = field(default_factory=list)  # when, execution, what
     once: dict[str, Once] = field(default_factory=dict)  # by who started it, and their key
+
+    def set_timer(self, at: int, execution: str, name: str, position: int) -> None:
+        """Look at what has a name at a log time; its message stands at a position. What ends before
+        leaves its timer behind: by some positions those go."""
+        heapq.heappush(self.timers, (at, execution, name))
+        if position % TIMERS_EVERY == 0:
+            live = self.live
+            self.timers = [t for t in self.timers if t[1] in live and live[t[1]].waits_for(t[2])]
+            heapq.heapify(self.timers)
 
     def definition(self, execution: Execution) -> Definition:
         """What an execution runs: it stays on its version."""

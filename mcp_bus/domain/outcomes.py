@@ -5,7 +5,6 @@ Whoever folds the log, by whatever rules it was decided, reads the same here.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +80,7 @@ def _asked(state: Workflows, logged: Logged) -> None:
     else:
         _end_wait(execution, step)
     if deadline:
-        heapq.heappush(state.timers, (request.due, execution.id, request.message_id))
+        state.set_timer(request.due, execution.id, request.message_id, logged.position)
 
 
 def _waits(state: Workflows, execution: Execution, logged: Logged) -> None:
@@ -99,7 +98,7 @@ def _waits(state: Workflows, execution: Execution, logged: Logged) -> None:
         execution.answers.pop(said["stepId"], None)
         execution.attempts[said["stepId"]] = said["attempt"]
     if at is not None:
-        heapq.heappush(state.timers, (at, execution.id, name))
+        state.set_timer(at, execution.id, name, logged.position)
 
 
 def _begun(execution: Execution, step: str, item: Mapping[str, int]) -> Items:

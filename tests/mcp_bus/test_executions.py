@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mcp_bus import subjects
+from mcp_bus.domain import execution as of_execution
 from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
@@ -477,3 +478,20 @@ def test_folding_again_gives_the_same_state() -> None:
     assert again.state.live == live.state.live
     assert again.state.ended == live.state.ended
     assert again.position == live.position
+
+
+def test_what_has_ended_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs of a day, of what is over, are not kept until then; one that lives has its own."""
+    monkeypatch.setattr(of_execution, "TIMERS_EVERY", 11)
+    history = defined(step("a", timeoutMs=86_400_000))
+    history.command("workflows", "define", workflow({"id": "z", "wait": {"ms": 1000}}, id="z"))
+    history.command("workflows", "execute", {"workflowId": "z"})
+    (waits,) = history.folds[1].state.live
+    for _ in range(30):
+        start(history)
+        reply(history, {"outputs": 1})
+    state = history.folds[1].state
+    assert len(state.timers) <= 12
+    assert [name for _, name, _ in state.timers if name in state.live] == [waits]
+    assert not state.ends
+    assert history.folds[1].due(history.time)
