@@ -111,8 +111,11 @@ class Child:
         _trim(self._log)
 
     def _send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        # by ourselves: asyncio looks first whether it has ended, and so may take the exit code
+        # away from its own thread that waits for it, which then reports 255
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 async def start(command: Command, folder: Folder) -> Child:

@@ -16,6 +16,7 @@ from mcp_bus.messages import Message, parse
 from mcp_bus.services import reader
 from tests.conftest import Nats
 from tests.deliveries import taking
+from tests.services import WAIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,7 @@ async def test_an_answer_that_was_not_heard_is_found_in_the_log(nats: Nats) -> N
     ):
         assert bus._asker._listening is not None
         await bus._asker._listening.stop()
-        asking = asyncio.create_task(bus.request("echo", "say", timeout=10))
+        asking = asyncio.create_task(bus.request("echo", "say", timeout=WAIT_S))
         asked = parse((await queue.get()).record.data)
         await services.publish(Message.answer(asked, "echo", {"outputs": {"said": 1}}))
         assert await asking == {"said": 1}

@@ -15,6 +15,7 @@ from agents_sdk import Action, Agent, Bus, BusError, Context, client, connect
 from mcp_bus import log
 from mcp_bus.messages import Message, now_ms
 from tests.conftest import Nats
+from tests.services import WAIT_S
 
 
 class Waiting:
@@ -237,7 +238,7 @@ async def test_a_thread_sees_that_nobody_waits(bus: Nats) -> None:
     @agent.action
     def act(context: Context) -> None:
         loop.call_soon_threadsafe(started.set)
-        release.wait(30)
+        release.wait(WAIT_S)
         if context.cancelled.is_set():
             seen.set()
 
@@ -251,7 +252,7 @@ async def test_a_thread_sees_that_nobody_waits(bus: Nats) -> None:
         asking.cancel()
         assert (await anext(answers)).payload["error"]["code"] == "cancelled"
         release.set()
-        assert await asyncio.to_thread(seen.wait, 10)
+        assert await asyncio.to_thread(seen.wait, WAIT_S)
 
 
 async def test_a_deadline_ends_the_action(bus: Nats) -> None:
@@ -263,7 +264,7 @@ async def test_a_deadline_ends_the_action(bus: Nats) -> None:
         asker.subscribe("waiter", "user", "response") as answers,
     ):
         with pytest.raises(BusError) as late:
-            await asker.request("waiter", "wait", timeout=0.3)
+            await asker.request("waiter", "wait", timeout=1.0)
         assert late.value.code in ("answer_timeout", "deadline_exceeded")
         assert (await waiting.ended.get()).cancelled.is_set()
         assert (await anext(answers)).payload["error"]["code"] == "deadline_exceeded"

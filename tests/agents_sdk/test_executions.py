@@ -87,7 +87,7 @@ async def test_who_may_not_listen_starts_nothing(client: Bus, mcp_bus_started: S
 async def test_an_execution_that_is_waited_for_in_vain_is_named(client: Bus) -> None:
     """It runs on."""
     with pytest.raises(BusError) as late:
-        await client.run_workflow("waits", timeout=0.2)
+        await client.run_workflow("waits", timeout=1.0)
     assert late.value.code == "answer_timeout"
     assert (await client.next_timer()).target == late.value.details["executionId"]
 

@@ -21,13 +21,12 @@ from mcp_bus.embedded.folder import Folder, locked, make_private
 from mcp_bus.errors import Unavailable
 from mcp_bus.subjects import STREAM
 from tests.conftest import SECRET, Nats
-from tests.faults.load import Load, loaded
+from tests.faults.load import SCENARIO_S_MAX, Load, loaded
 from tests.services import opened
 
 NODES = ("n1", "n2", "n3")
 ROUTE = f"nats://route:of-tests@{LOOPBACK}"
 POLL_S = 0.05
-SCENARIO_S_MAX = 60
 
 
 class Cluster:

@@ -18,6 +18,7 @@ from mcp_bus.messages import Message
 from tests.simulation.checks import Acked
 
 SEED = int(os.environ["FAULT_SEED"])  # tests/faults/conftest.py draws one when none is given
+SCENARIO_S_MAX = 150  # of one test; most take 20 to 40 s on two cores of their own
 PUBLISHERS = 8
 PUBLISH_EVERY_S = 0.02  # each; flat out they leave nothing of two cores to the workflows
 RUNNERS = 100  # of workflows, one after the other each: so many are live at any time

@@ -19,8 +19,8 @@ from mcp_bus.services import backup
 from mcp_bus.store import event_store
 from mcp_bus.subjects import SNAPSHOT_WANTED
 from tests.conftest import Engines, Postgres, migrated
-from tests.faults.cluster import NODES, SCENARIO_S_MAX, clustered, loaded_cluster
-from tests.faults.load import Load, token
+from tests.faults.cluster import NODES, clustered, loaded_cluster
+from tests.faults.load import SCENARIO_S_MAX, Load, token
 from tests.faults.verdict import caught_up, recorded, wrong_with
 from tests.gateway.conftest import SERVICES, echo, serving
 from tests.mcp_bus.test_backup import nothing

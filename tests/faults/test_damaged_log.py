@@ -16,12 +16,11 @@ from mcp_bus.embedded import running
 from mcp_bus.errors import LogWentBack
 from mcp_bus.services import repair
 from mcp_bus.subjects import STREAM
-from tests.faults.load import Load, loaded
+from tests.faults.load import SCENARIO_S_MAX, Load, loaded
 from tests.faults.test_lost_log import run
 from tests.faults.verdict import caught_up, wrong_in_store
 
 MESSAGES, EXECUTIONS = 100, 10
-LOADED_S_MAX = 30
 
 
 def truncated(folder: Path) -> None:
@@ -79,7 +78,7 @@ async def test_a_damaged_log_is_refused_and_repaired(
 
 async def under_load(bus: embedded.Bus, loads: list[Load]) -> None:
     """For a while; then all is left as it is, and recorded."""
-    async with asyncio.timeout(LOADED_S_MAX), loaded(bus) as load:
+    async with asyncio.timeout(SCENARIO_S_MAX), loaded(bus) as load:
         loads.append(load)
         await load.goes_on(MESSAGES, EXECUTIONS)
         if len(loads) > 1:

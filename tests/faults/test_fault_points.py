@@ -13,6 +13,7 @@ import pytest
 from mcp_bus.config import Settings
 from mcp_bus.faults import FAULT_POINTS
 from tests.conftest import Nats
+from tests.faults.load import SCENARIO_S_MAX
 from tests.journeys.services import Services
 
 
@@ -101,14 +102,14 @@ async def _killed_while_workflows_run(services: Services, victim: str, number: i
 async def _register(services: Services, agent: str) -> None:
     """As a client whose answer does not come in time would: again."""
     wanted = {"id": agent, "type": "test", "capabilities": []}
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(SCENARIO_S_MAX):
         while (await services.request("POST", "/agents/register", wanted))[0] not in (200, 201):
             pass
 
 
 async def _execute(services: Services, name: str, known: int) -> None:
     """Ask for one execution more, as a client whose gateway dies would."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(SCENARIO_S_MAX):
         while len(await _known(services, name)) <= known:
             with contextlib.suppress(aiohttp.ClientError):
                 status, answer = await services.request(
@@ -129,7 +130,7 @@ async def _known(services: Services, name: str) -> list[dict[str, Any]]:
 
 async def _ended(services: Services, name: str, known: int) -> list[dict[str, Any]]:
     """Every execution of a workflow, more than are known, once each has ended."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(SCENARIO_S_MAX):
         while True:
             found = await _known(services, name)
             if len(found) > known and all(e["ended"] for e in found):

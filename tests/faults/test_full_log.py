@@ -7,13 +7,12 @@ from pathlib import Path
 
 from mcp_bus import config
 from mcp_bus.embedded import running
-from tests.faults.load import loaded
+from tests.faults.load import SCENARIO_S_MAX, loaded
 from tests.faults.still import standing_still
 from tests.faults.verdict import caught_up, wrong_in_store
 
 LOG_BYTES_MAX = 4 * 1024**2  # a few seconds of the load
 MESSAGES, EXECUTIONS = 500, 50
-SCENARIO_S_MAX = 60
 
 
 async def test_a_log_that_is_full_recovers_by_itself(tmp_path: Path) -> None:

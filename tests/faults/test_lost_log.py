@@ -29,7 +29,7 @@ def up(folder: Path) -> Iterator[None]:
             assert line, "the bus ended"
         yield
         bus.send_signal(signal.SIGTERM)
-        bus.communicate(timeout=20)
+        bus.communicate(timeout=60)
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

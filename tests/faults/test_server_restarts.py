@@ -15,13 +15,12 @@ import pytest
 from agents_sdk import Agent, Bus, connect
 from mcp_bus import config, embedded
 from mcp_bus.embedded import nats_server, running, supervisor
-from tests.faults.load import token
+from tests.faults.load import SCENARIO_S_MAX, token
 from tests.faults.verdict import recorded
 
 RESTARTS = 20
 AT_ONCE = 16  # questions under way all the time
 ANSWERS = 50  # that come between two deaths
-SCENARIO_S_MAX = 60  # half of it is needed; an agent that is kept waiting outside takes longer
 
 # each question in the event store, and how many answers it has there
 STORED = """

@@ -24,12 +24,11 @@ from mcp_bus.embedded import addresses, credentials, ports, postgres, running, s
 from mcp_bus.embedded.addresses import LOOPBACK
 from mcp_bus.embedded.bus import SERVICES
 from mcp_bus.embedded.engines import ENGINES
-from tests.faults.load import AGAIN_S, loaded
-from tests.faults.verdict import wrong_with
+from tests.faults.load import AGAIN_S, SCENARIO_S_MAX, loaded
+from tests.faults.verdict import alive, wrong_with
 
 MESSAGES, EXECUTIONS = 200, 10
 STOPS_WITH = {postgres.NAME: signal.SIGINT}  # on SIGTERM it waits for its clients to go
-SCENARIO_S_MAX = 100
 
 
 async def test_each_service_is_told_to_stop_under_load(
@@ -46,6 +45,7 @@ async def test_each_service_is_told_to_stop_under_load(
     ):
         for name in (*SERVICES, *ENGINES):
             await load.goes_on(MESSAGES, EXECUTIONS)
+            await alive(bus, name)
             os.kill(bus.pids[name], STOPS_WITH.get(name, signal.SIGTERM))
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()

@@ -35,6 +35,24 @@ async def ended(bus: Rest, execution: str) -> dict[str, Any]:
     return dict(found)
 
 
+async def shown(bus: Rest, execution: str, status: str) -> dict[str, Any]:
+    """An execution, once this is its status: what follows from a command is shown after it."""
+    async with asyncio.timeout(WAIT_S):
+        while (found := (await bus.call("GET", execution)).body)["status"] != status:  # noqa: ASYNC110
+            await asyncio.sleep(HEALTH_POLL_S)
+    return dict(found)
+
+
+async def child_of(bus: Rest, execution: str) -> str:
+    """The execution that the first step of one has started."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            found = await bus.call("GET", execution)  # 404 before it is known
+            if found.status == 200 and (child := found.body["steps"][0]["childId"]):
+                return f"/executions/{child}"
+            await asyncio.sleep(HEALTH_POLL_S)
+
+
 def statuses(execution: dict[str, Any]) -> dict[str, str]:
     return {step["id"]: step["status"] for step in execution["steps"]}
 
@@ -60,11 +78,8 @@ async def test_it_waits_and_is_cancelled(bus: Rest, nats: Nats) -> None:
     async with echo(nats):
         await define(bus, {"id": "long", "wait": {"ms": 3_600_000}}, asks("never"))
         execution = await start(bus)
-        found = (await bus.call("GET", execution)).body
-        assert (found["status"], statuses(found)) == (
-            "waiting",
-            {"long": "waiting", "never": "pending"},
-        )
+        found = await shown(bus, execution, "waiting")
+        assert statuses(found) == {"long": "waiting", "never": "pending"}
         assert (await bus.call("POST", f"{execution}/cancel")).status == 200
         found = (await bus.call("GET", execution)).body
         assert (found["status"], statuses(found)["long"]) == ("cancelled", "cancelled")
@@ -98,14 +113,13 @@ async def test_pausing_reaches_children(bus: Rest, nats: Nats) -> None:
             await bus.call("POST", "/workflows", {"id": name, "name": name, "steps": steps})
         await define(bus, {"id": "out", "workflow": {"id": "outer"}})
         family = [await start(bus)]
-        async with asyncio.timeout(20):
-            while len(family) < 3:  # a child has no steps until its start is decided
-                shown = (await bus.call("GET", family[-1])).body["steps"]
-                family += [f"/executions/{s['childId']}" for s in shown if s["childId"]]
+        for _ in range(2):
+            family.append(await child_of(bus, family[-1]))
+        await shown(bus, family[2], "waiting")
         await bus.call("POST", f"{family[0]}/pause")
-        await bus.call("POST", f"{family[2]}/signals", {"name": "go"})
         for execution in family:
-            assert (await bus.call("GET", execution)).body["status"] == "paused"
+            await shown(bus, execution, "paused")
+        await bus.call("POST", f"{family[2]}/signals", {"name": "go"})
         await bus.call("POST", f"{family[0]}/resume")
         found = await ended(bus, family[0])
     assert (found["status"], found["outputs"]) == ("completed", {"text": "last"})

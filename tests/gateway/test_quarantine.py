@@ -15,7 +15,7 @@ from mcp_bus.messages import Message
 from mcp_bus.store import event_store
 from tests.conftest import Nats, Postgres
 from tests.mcp_bus.attacker import connected
-from tests.services import reached
+from tests.services import WAIT_S, reached
 
 from .conftest import Rest
 
@@ -30,7 +30,7 @@ async def send(nats: Nats) -> None:
     """What an agent can store, however wrong it is: its subject names it, as the server demands."""
     async with connected(nats.agent("git"), "git") as (git, _):
         for data in SENT:
-            await git.request("mcp.event.git.b", data, timeout=5)
+            await git.request("mcp.event.git.b", data, timeout=WAIT_S)
 
 
 def command(

@@ -116,7 +116,7 @@ async def test_when_the_time_is_up_the_execution_goes_on(bus: Rest) -> None:
     }
     await bus.call("POST", "/agents/register", agent)
     await bus.call("POST", "/workflows", workflow("say"))
-    said = await run(bus, wait=0.3)
+    said = await run(bus, wait=1)
     assert (said.status, said.body["status"], said.body["ended"]) == (202, "running", None)
     assert said.body["steps"][0]["status"] == "running"
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ WORKFLOW = {
 }
 ECHO = """
 import sys
+import time
 from agents_sdk import Agent
 agent = Agent("echo", type="test", data_dir=sys.argv[1])
 @agent.action(capability="text")
@@ -80,6 +82,13 @@ def answer(folder: Path, *words: str) -> Any:
     done = run(folder, *words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def shown_as(folder: Path, execution: str, status: str) -> None:
+    """Wait until an execution is shown with a status."""
+    until = time.monotonic() + WAIT_S
+    while (found := answer(folder, "executions", "show", execution)["status"]) != status:
+        assert time.monotonic() < until, found
 
 
 def write(path: Path, value: object) -> str:
@@ -137,12 +146,13 @@ def test_an_execution_is_steered_by_hand(folder: Path, tmp_path: Path) -> None:
     shown = run(folder, "workflows", "show", "waits").stdout.splitlines()
     assert shown[4].split() == ["approve", '{"signal":"go"}']
     one, other = (answer(folder, "workflows", "run", "waits")["executionId"] for _ in range(2))
+    shown_as(folder, other, "waiting")  # and so is the one before it
     assert run(folder, "executions", "diff", one, other).stdout == "the same, step by step\n"
     assert run(folder, "executions", "pause", one).stdout.splitlines()[1] == "status  paused"
     assert answer(folder, "executions", "show", one)["status"] == "paused"
     run(folder, "executions", "signal", one, "go", "--payload", '{"ms": 3600000}')
     assert run(folder, "executions", "resume", one).stdout.splitlines()[1] == "status  running"
-    assert answer(folder, "executions", "show", one)["status"] == "waiting"
+    shown_as(folder, one, "waiting")
     differs = run(folder, "executions", "diff", one, other)
     assert (differs.returncode, differs.stdout.splitlines()[0]) == (1, "step  approve")
     assert answer(folder, "executions", "cancel", one)["status"] == "cancelled"

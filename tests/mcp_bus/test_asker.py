@@ -12,6 +12,7 @@ from mcp_bus.log import Answer, Asker, Log, Record
 from mcp_bus.messages import Message, parse
 from tests.conftest import nothing_missed
 from tests.deliveries import taking
+from tests.services import WAIT_S
 
 
 async def test_an_answer_comes_to_the_process_that_asked(bus: Log, agents: Log, me: Log) -> None:
@@ -45,7 +46,7 @@ async def test_answers_that_do_not_belong_are_not_accepted(bus: Log, me: Log) ->
     asker = Asker(me, "me", nothing_missed)
     await asker.start()
     question = Message.build("request", "me", "echo", {}, reply_to=asker.instance)
-    asking = asyncio.ensure_future(asker.ask(question, 10))
+    asking = asyncio.ensure_future(asker.ask(question, WAIT_S))
     async with bus.follow(0) as follower:
         await follower.read()  # the question is in the log
     good = {"outputs": {"good": True}}
@@ -88,7 +89,7 @@ async def test_silent_questions_look_into_the_log_together(
     ]
 
     def asked(some: list[Message]) -> asyncio.Future[list[Answer]]:
-        return asyncio.gather(*(asker.ask(question, 10) for question in some))
+        return asyncio.gather(*(asker.ask(question, WAIT_S) for question in some))
 
     async def answer(some: list[Message]) -> None:
         for question in some:

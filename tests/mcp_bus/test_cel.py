@@ -170,10 +170,10 @@ def test_the_largest_inputs_take_a_moment(source: str) -> None:
     """Whoever decides is not held up by anybody's expression."""
     context = {"inputs": {"l": list(range(CEL_ITEMS_MAX)), "s": "a" * 250_000}}
     assert list(conditions.findings({"cel": source}, "")) == []
-    begun = time.perf_counter()
+    begun = time.process_time()
     with contextlib.suppress(Refused):
         conditions.holds({"cel": source}, context)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_the_library_is_loaded_without_its_console() -> None:

@@ -57,9 +57,9 @@ def test_a_condition_holds_or_not(key: str, wanted: Any, holds: bool) -> None:
 
 def test_a_pattern_cannot_hold_the_engine() -> None:
     """The classic exponential pattern takes no time on a linear engine."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert not conditions.holds({"steps.a-1.outputs.text": {"matches": "^(x+x+)+$"}}, CONTEXT)
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize(

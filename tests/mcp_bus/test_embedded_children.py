@@ -75,6 +75,18 @@ async def test_a_killed_child_is_named_by_its_signal(tmp_path: Path) -> None:
     assert child.died().detail == "child ended by SIGKILL; last words:\n(none)"
 
 
+async def test_how_a_child_ended_is_known_whenever_it_is_told_to(tmp_path: Path) -> None:
+    """Also at the moment in which it ends: who signals it must not take its exit code away from
+    who waits for it."""
+    sleep = Command("child", ("sleep", "60"), children.environment())
+    async with locked(tmp_path) as folder:
+        for _ in range(20):
+            child = await children.start(sleep, folder)
+            child.kill()
+            child.ask_to_stop()
+            assert await child.wait() == -signal.SIGKILL
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 @pytest.mark.parametrize("user", ["same", "ordinary"])
 async def test_a_child_dies_with_a_killed_parent(tmp_path: Path, user: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from agents_sdk.testing import (
     opened,
     returns,
 )
+from tests.services import WAIT_S
 
 
 def workflow(id: str, worker: str, timeout_ms: int = 60_000) -> dict[str, Any]:
@@ -33,15 +33,14 @@ async def start(bus: Bus, id: str) -> str:
 
 
 async def test_a_time_out_of_a_minute_takes_no_minute(bus: Bus) -> None:
-    """The step fails with its code, in well under a second."""
+    """The step fails with its code, at once."""
     async with fake_agent("slow", work=never()):
         await bus.define(workflow("slow", "slow"))
-        began = time.monotonic()
         running = asyncio.create_task(bus.run_workflow("slow"))
         due = await bus.next_timer()
-        with pytest.raises(BusError, match="within 60000 ms") as failed:
-            await running
-        assert time.monotonic() - began < 1
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(BusError, match="within 60000 ms") as failed:
+                await running
         assert failed.value.code == "step_timeout"
         await assert_conversation(
             bus,
