@@ -19,6 +19,7 @@ MESSAGES, EXECUTIONS = 100, 5  # that come between two faults
 LATE_S = 0.2
 SLOW_BYTES_A_S = 10_000
 SLOW_S = 4.0
+NOTICED_S_MAX = 35.0  # by whoever waits for the other side: a statement, and its cancellation
 
 
 def wire_of(wired: Wired, engine: str) -> Proxy:
@@ -80,7 +81,7 @@ async def test_a_wire_that_falls_silent_loses_nothing(tmp_path: Path, engine: st
         wire = wire_of(wires, engine)
         await load.goes_on(MESSAGES, EXECUTIONS)
         wire.fall_silent(Random(SEED))
-        await caught_up(wires.bus)
+        await caught_up(wires.bus, NOTICED_S_MAX)
         await load.goes_on(MESSAGES, EXECUTIONS)
         await load.stop()
         assert await wrong_in_history(wires.bus, load) == []

@@ -20,9 +20,7 @@ from tests.services import opened
 from tests.simulation import checks
 from tests.simulation.checks import InLog, InStore
 
-# from when nothing is broken any more until all is recorded and shown; where there is room 10 s are
-# enough, and 35 where a wire fell silent
-LAG_S_MAX = 60.0
+LAG_S_MAX = 10.0  # from when nothing is broken any more until all is recorded and shown
 
 
 async def wrong_with(bus: embedded.Bus, load: Load) -> list[str]:
@@ -104,11 +102,11 @@ def _as_logged(row: asyncpg.Record) -> InLog:
     return InLog(row["position"], row["time_us"] // 1000, subject + instance, row["raw"])
 
 
-async def caught_up(bus: embedded.Bus) -> None:
+async def caught_up(bus: embedded.Bus, within_s: float = LAG_S_MAX) -> None:
     """Wait until what died last is back, and until all that is in the log then is recorded and
     shown; TimeoutError when that takes longer."""
     await _healthy(bus)
-    async with asyncio.timeout(LAG_S_MAX):
+    async with asyncio.timeout(within_s):
         await recorded(bus, READ)
 
 
