@@ -358,8 +358,8 @@ class World:
         return [
             f"the table {table} differs from a rebuild"
             for table in build.TABLES
-            if self.store.tables.get(f"{build.LIVE}.{table}")
-            != self.store.tables.get(f"rebuilt.{table}")
+            if self.store.tables.get(f"{build.LIVE}.{table}", {})
+            != self.store.tables.get(f"rebuilt.{table}", {})  # not there, or made empty again
         ]
 
 
