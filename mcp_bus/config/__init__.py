@@ -85,6 +85,7 @@ ERROR_CHARS_MAX = 4096  # of an error's sentence, as a decider tells it
 ERROR_DETAILS_BYTES_MAX = 32 * 1024
 ERROR_LEVELS_MAX = 16  # that its details are nested
 TIMERS_EVERY = 1_021  # positions; a prime, that no load is in step with
+TIMERS_DUE_MAX = 1_000  # that are observed at a time; the others when those are read
 TIMER_RETRY_MS = 5_000  # a time-out unseen in the log is observed again
 STEP_TIMEOUT_MS = 60_000
 LOAD_MS_MAX = 600_000  # that an unanswered request counts as load of its agent

@@ -74,7 +74,7 @@ class Waiting:
     """A step that waits: for a time, a signal, or to be asked again."""
 
     step: str
-    at: int | None  # log time; None for a signal that is waited for without end
+    at: int | None  # log time; None without end, or where it is read that it has come
     signal: str | None = None
     again: bool = False  # it is a failed step's next attempt
     item: int | None = None  # of a step with forEach

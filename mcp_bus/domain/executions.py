@@ -16,7 +16,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 
 from mcp_bus import subjects
-from mcp_bus.config import TIMER_RETRY_MS
+from mcp_bus.config import TIMER_RETRY_MS, TIMERS_DUE_MAX
 from mcp_bus.domain import agents, answers, commands, items, outcomes, reruns
 from mcp_bus.domain.agents import command_of
 from mcp_bus.domain.commands import RERUN
@@ -145,9 +145,10 @@ def decide(state: Workflows, logged: Logged, payloads: Mapping[int, Message]) ->
 
 
 def due(state: Workflows, time: int) -> list[tuple[str, Draft]]:
-    """What a log time has passed; each comes again until it is read in the log."""
-    found = []
-    while (at := next_due(state)) is not None and at <= time:
+    """What a log time has passed, so many at a time; each comes again until it is read in the
+    log."""
+    found: list[tuple[str, Draft]] = []
+    while len(found) < TIMERS_DUE_MAX and (at := next_due(state)) is not None and at <= time:
         _, execution_id, name = heapq.heappop(state.timers)
         heapq.heappush(state.timers, (time + TIMER_RETRY_MS, execution_id, name))
         payload = {"event": "TimerDue", "requestId": name}
@@ -162,7 +163,8 @@ def next_due(state: Workflows) -> int | None:
         at, execution_id, name = state.timers[0]
         execution = state.live.get(execution_id)
         request = execution.requests.get(name) if execution else None
-        waits = execution is not None and name in execution.waits
+        waiting = execution.waits.get(name) if execution else None
+        waits = waiting is not None and waiting.at is not None
         if (request is None or request.closed) and not waits:
             heapq.heappop(state.timers)
         elif request is not None and request.due > at:  # it gave a sign of progress
@@ -262,6 +264,8 @@ def _timer_due(state: Workflows, logged: Logged) -> Key | None:
         request.closed = True
     elif waiting is None or waiting.at is None or logged.time < waiting.at:
         return None
+    else:
+        waiting.at = None  # nobody has to say so again
     silent = request is not None and logged.time < request.deadline
     state.ends[logged.position] = Ended(name, False, silent)
     return (EXECUTION, execution.id)

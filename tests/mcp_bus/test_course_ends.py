@@ -77,14 +77,14 @@ def test_steps_that_time_out_together_fail_once() -> None:
 
 
 def test_a_time_told_twice_counts_once() -> None:
-    """Both stand in the log when the first is decided."""
+    """Both stand in the log when the first is decided; the second is no input."""
     run = Run({"id": "a", "wait": {"ms": 1000}}, step("b"))
     history = run.history
     fold = history.folds[1]
     history.time += 1000
     for message in [*fold.due(history.time), *fold.due(history.time + 60_000)]:
         history.append(message, 0)
-    assert len(fold.undecided) == 2
+    assert len(fold.undecided) == 1
     history.settle()
     assert run.asked() == ["b"]
     run.check()

@@ -8,6 +8,7 @@ import pytest
 
 from mcp_bus import subjects
 from mcp_bus.domain import execution as of_execution
+from mcp_bus.domain import executions as of_executions
 from mcp_bus.domain.decider import Undecided, failed
 from mcp_bus.domain.ends import ENDS
 from mcp_bus.domain.executions import WORKFLOWS
@@ -495,3 +496,36 @@ def test_what_has_ended_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -
     assert [name for _, name, _ in state.timers if name in state.live] == [waits]
     assert not state.ends
     assert history.folds[1].due(history.time)
+
+
+def test_a_time_that_has_come_is_said_once() -> None:
+    """However long it takes to decide about it: what waits with thousands of others is not observed
+    again and again meanwhile, and nobody takes the lead because of it."""
+    history = defined({"id": "a", "wait": {"ms": 1000}})
+    execution = start(history)
+    fold = history.folds[1]
+    history.time += 2000
+    (due,) = fold.due(history.time)
+    history.append(due, 0)
+    assert fold.decider.next_due(fold.state) is None
+    history.append(due, 10_000)
+    assert len(fold.undecided) == 1
+    assert fold.due(history.time) == []
+    history.settle()
+    assert ending(history)["event"] == "ExecutionCompleted"
+    assert execution in fold.state.ended
+
+
+def test_thousands_that_wait_for_one_moment_come_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are decided at a time."""
+    monkeypatch.setattr(of_executions, "TIMERS_DUE_MAX", 2)
+    history = defined({"id": "a", "wait": {"until": 1_020_000}})
+    names = {start(history) for _ in range(3)}
+    history.time = 1_030_000
+    fold, said = history.folds[1], list[str]()
+    while due := fold.due(history.time):
+        assert len(due) <= 2
+        said += [history.append(message, 0).message.target for message in due]
+    assert sorted(said) == sorted(names)
+    history.settle()
+    assert not fold.state.live

@@ -127,10 +127,14 @@ def decisions(log: list[Logged], decider: str) -> dict[int, list[tuple[int, int]
 
 def turned(kept: Any) -> Any:
     """A kept state in today's form. Shape 2 had what inputs end in their executions, and never
-    forgot those that an execution's end left behind."""
+    forgot those that an execution's end left behind. Earlier builds did not note that the time of a
+    step that waits had come."""
     state = kept["state"]
     for execution in state.get("live", {}).values():
         state.setdefault("ends", {}).update(execution.pop("undecided", {}))
+        for ended in state.get("ends", {}).values():
+            if ended["request"] in execution["waits"]:
+                execution["waits"][ended["request"]]["at"] = None
     over = state.get("ended", {})
     kept["undecided"] = [known for known in kept["undecided"] if known["key"][1] not in over]
     return kept
