@@ -43,7 +43,7 @@ class Executions:
             try:
                 async with asyncio.timeout(timeout_s):
                     # longer than the wait around it, which is the one that tells the execution
-                    outputs_in(await self._bus._answer(command, timeout_s + REQUEST_S))
+                    outputs_in(await self._started(command, timeout_s + REQUEST_S))
                     return await heard.end()
             except TimeoutError:
                 raise Unavailable(
@@ -68,6 +68,15 @@ class Executions:
             if tries < LOOK_TRIES_MAX:
                 await asyncio.sleep(LOOK_AGAIN_S * tries)
         raise missing
+
+    async def _started(self, command: Message, timeout_s: float) -> Message:
+        """The answer to the command; without one the execution may run all the same."""
+        try:
+            return await self._bus._answer(command, timeout_s)
+        except Unavailable as error:
+            if error.code == "answer_timeout":
+                error.details = {"executionId": command.metadata.message_id}
+            raise
 
     @contextlib.asynccontextmanager
     async def _hearing(self, execution: str) -> AsyncIterator[_Heard]:

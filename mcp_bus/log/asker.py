@@ -73,6 +73,11 @@ class Asker:
         )
 
     async def stop(self) -> None:
+        """Hear no more; who still waits is told so."""
+        for question in self._questions.values():
+            if not question.answered.done():
+                question.answered.set_exception(_closed(question))
+                question.answered.exception()  # who is still publishing may never look
         if self._looking:
             self._looking.cancel()
         if self._listening:
@@ -100,7 +105,7 @@ class Asker:
     async def _wait(self, question: _Question, timeout_s: float) -> Answer:
         question.look_s = config.RECOVER_AFTER_S
         question.look_at = _now() + question.look_s
-        if self._looking is None or self._looking.done():
+        if not question.answered.done() and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look_for_silent())
         try:
             async with asyncio.timeout(timeout_s):
@@ -167,6 +172,12 @@ class Asker:
             return [found] if found and belongs(answer, found.message) else []
         fitting = [q for q in self._questions.values() if belongs(answer, q.message)]
         return fitting if len(fitting) == 1 else []
+
+
+def _closed(question: _Question) -> Unavailable:
+    return Unavailable(
+        "the bus was closed", code="answer_timeout", details={"position": question.position}
+    )
 
 
 def _now() -> float:

@@ -106,13 +106,20 @@ async def test_all_that_are_waited_for_are_heard_by_one_listener(client: Bus) ->
     assert await client.run_workflow("two", {"n": 1}) == {"result": 3}
 
 
-async def test_who_closes_its_bus_is_told_what_runs_on(mcp_bus_started: Started) -> None:
-    """Each wait ends, with the execution that it was for."""
+@pytest.mark.parametrize("heard", [True, False])
+async def test_who_closes_its_bus_is_told_what_runs_on(
+    mcp_bus_started: Started, heard: bool
+) -> None:
+    """Each wait ends, with the execution that it was for; also where it was not heard yet that it
+    has started."""
     async with (
         fake_agent("worker", work=work, wait=never()) as agent,
         opened(mcp_bus_started) as client,
     ):
         await client.define({"id": "waits", "name": "waits", "steps": WORKFLOWS["waits"]})
+        assert client._asker._listening is not None
+        if not heard:
+            await client._asker._listening.stop()
         waiting = [asyncio.create_task(client.run_workflow("waits")) for _ in range(2)]
         calls = await agent.called(2)
     done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), WAIT_S)

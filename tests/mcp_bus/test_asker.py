@@ -112,6 +112,24 @@ async def test_silent_questions_look_into_the_log_together(
     await asker.stop()
 
 
+async def test_who_asks_no_more_waits_no_more(bus: Log, me: Log) -> None:
+    """Nobody hears an answer then: each question ends at once, and may have been done."""
+    asker = Asker(me, "me", nothing_missed)
+    await asker.start()
+    questions = [
+        Message.build("request", "me", "echo", {}, reply_to=asker.instance) for _ in range(2)
+    ]
+    asking = [asyncio.create_task(asker.ask(question, 10 * WAIT_S)) for question in questions]
+    while (await bus.info()).last < 2:
+        pass
+    await asker.stop()
+    ended = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), WAIT_S)
+    assert [str(error) for error in ended] == ["the bus was closed"] * 2
+    assert [error.code for error in ended if isinstance(error, Unavailable)] == [
+        "answer_timeout"
+    ] * 2
+
+
 async def test_a_question_that_nobody_answers_ends(me: Log) -> None:
     """answer_timeout, with the position of the question."""
     asker = Asker(me, "me", nothing_missed)
