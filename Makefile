@@ -9,6 +9,8 @@ LOCK = uv pip compile -q --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate pyproject.toml
 
 .NOTPARALLEL: # two stamps install into one .venv
+# the tests start hundreds of processes: not each of them is to compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo up test faults golden check lock bench bench-peers clean
 
 help:
@@ -92,7 +94,7 @@ clean:
 define install
 @echo "installing $(1) into $(@D)"
 @python=$(@D)/bin/python; if command -v uv >/dev/null; then \
-  uv pip install -q --python $$python --require-hashes -r $(1) \
+  uv pip install -q --compile-bytecode --python $$python --require-hashes -r $(1) \
   $(if $(2),&& uv pip install -q --python $$python --no-deps $(2)) ; \
 else \
   { $$python -c 'import pip' 2>/dev/null || $$python -m ensurepip >/dev/null 2>&1 || \

@@ -10,7 +10,7 @@ import pytest
 
 from agents_sdk import BusError, connect
 from agents_sdk.place import find
-from mcp_bus import log
+from mcp_bus import config, log
 from mcp_bus.embedded import ports
 from mcp_bus.messages import Message, parse
 from mcp_bus.services import reader
@@ -68,8 +68,9 @@ def test_no_bus_anywhere_names_all_three_places(tmp_path: Path, content: str | N
         assert word in missing.value.detail
 
 
-async def test_a_bus_that_is_not_there_is_a_clear_error() -> None:
+async def test_a_bus_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its password, and within LOG_CONNECT_S."""
+    monkeypatch.setattr(config, "LOG_CONNECT_S", 1.0)
     port = ports.choose("127.0.0.1", 0, "port")
     with pytest.raises(BusError, match="no ") as missing:
         async with connect(f"nats://agents:secret@127.0.0.1:{port}"):

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agents_sdk import connect
-from mcp_bus import log
+from mcp_bus import config, log
 from tests.conftest import Nats
 
 GREETER = """
@@ -75,8 +77,11 @@ async def test_sigterm_finishes_what_runs(bus: Nats, tmp_path: Path) -> None:
         assert await process.wait() == 0
 
 
-async def test_a_killed_process_leaves_its_request_to_the_next(bus: Nats, tmp_path: Path) -> None:
+async def test_a_killed_process_leaves_its_request_to_the_next(
+    bus: Nats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed with the request in hand: another process of the id answers it, once."""
+    monkeypatch.setattr(config, "ACK_WAIT_S", 2.0)
     async with connect(bus.agent("client", "developer")) as client:
         async with program(bus, tmp_path, MCP_BUS_FAULT_AT="agent.taken") as process:
             async with client.subscribe("registry", "greeter", "response") as registered:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcp_bus import log, subjects
+from mcp_bus import config, log, subjects
 from mcp_bus.config import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, QUERIES_EACH_MAX
 from mcp_bus.errors import BusError, Unavailable
 from mcp_bus.log import Log
@@ -160,11 +160,14 @@ async def test_one_agent_does_not_keep_the_others_waiting(nats: Nats, bus: Log, 
     await other.close()
 
 
-async def test_everything_is_for_those_who_may_listen(nats: Nats, bus: Log, me: Log) -> None:
+async def test_everything_is_for_those_who_may_listen(
+    nats: Nats, bus: Log, me: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server itself refuses it to an agent."""
     await bus.publish(event("one", "two"))
     everything = {"subject": "mcp.event.*.*", "after": 0}
-    with pytest.raises(Unavailable):
+    with monkeypatch.context() as brief, pytest.raises(Unavailable):
+        brief.setattr(config, "LOG_REQUEST_S", 0.5)  # nobody hears it, so nobody answers
         await asked(me, everything, everything=True)
     developer = await log.connect(nats.agent("me", "developer"), name="me")
     found = await asked(developer, everything, everything=True)
