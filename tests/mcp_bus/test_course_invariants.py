@@ -302,13 +302,13 @@ def check_one(world: World) -> None:
         ending = logged.message.payload.get("event") if logged.message.kind == "event" else None
         if (execution := fold.state.live.get(world.id)) is not None:
             before = list(execution.answers)
+            if ending in REACHING and logged.message.target == world.id:
+                reaches_the_children(world, execution, logged)
         world.history.read(fold, logged)
         assert ending != "DecisionFailed", logged.message.payload
         if ending in UNDOING and not undoing and logged.message.target == world.id:
             undoing = True
             undoes_what_was_done(world, logged, before)
-        if ending in REACHING and logged.message.target == world.id:
-            reaches_the_children(world, execution, logged)
         if (execution := fold.state.live.get(world.id)) is not None:
             one_at_a_time(execution)
             needs_are_kept(needs_of(world.definition["steps"]), execution)
@@ -391,9 +391,8 @@ def undoes_what_was_done(world: World, logged: Logged, before: list[str]) -> Non
     assert said[: len(due)] == due, (said, due)
 
 
-def reaches_the_children(world: World, execution: Execution | None, logged: Logged) -> None:
+def reaches_the_children(world: World, execution: Execution, logged: Logged) -> None:
     """Each that is under way is told; unless the execution ends by the same decision."""
-    assert execution is not None
     by, action = decided_by(logged), REACHING[logged.message.payload["event"]]
     open_ = [r for r in execution.requests.values() if not 0 < r.noted < by]
     under_way = {request.message_id for request in open_ if request.agent == "workflows"}

@@ -156,14 +156,18 @@ def scripts(chance: random.Random, window_s: float) -> list[Script]:
         gateway.steps.append(_command(chance, "registry", "register", _agent(agent, "go")))
     for count in (1, 2, 3):
         gateway.steps.append(_command(chance, "workflows", "define", _workflow(chance, count)))
-    for _ in range(chance.randint(11, 14)):
+    gateway.steps.append(_command(chance, "workflows", "define", CHILDREN))
+    for _ in range(chance.randint(10, 13)):
         gateway.steps.append(_asked(chance))
+    _hold(chance, gateway.steps)
     found = [gateway, _talk(chance, "alice"), _talk(chance, "bob")]
     if (
         window_s < LONG_S or chance.random() < 0.2
     ):  # of copies beyond the window, which take their time
         for script in found:
-            originals = [s.message for s in script.steps if s.message is not None]
+            originals = [
+                s.message for s in script.steps if s.message is not None and not _holds(s.message)
+            ]
             for message in chance.sample(originals, 2):
                 script.steps.append(Said(message, 0.0, not_before=window_s + 5))
     return found
@@ -172,7 +176,8 @@ def scripts(chance: random.Random, window_s: float) -> list[Script]:
 def _asked(chance: random.Random) -> Said:
     way = chance.random()
     if way < 0.7:
-        inputs = {"workflowId": f"w{chance.randint(1, 3)}", "inputs": {"n": chance.randint(1, 9)}}
+        given = {"n": chance.randint(1, 9), "list": [1, 2, 3]}
+        inputs = {"workflowId": f"w{chance.randint(1, 4)}", "inputs": given}
         return _command(chance, "workflows", "execute", inputs)
     if way < 0.8:
         return _command(chance, "workflows", "define", _workflow(chance, chance.randint(1, 3)))
@@ -180,6 +185,30 @@ def _asked(chance: random.Random) -> Said:
         agent = _agent(chance.choice(AGENTS), chance.choice(["go", "come"]))
         return _command(chance, "registry", "register", agent)
     return _command(chance, "registry", "choose", {"capability": "c", "action": "go"})
+
+
+def _hold(chance: random.Random, steps: list[Said]) -> None:
+    """One execution that starts others is paused, and later resumed: so it ends."""
+    executes = [at for at, said in enumerate(steps) if _starts(said.message, CHILDREN["id"])]
+    if not executes or chance.random() < 0.3:
+        return
+    at = chance.choice(executes)
+    started = steps[at].message
+    assert started is not None
+    about = {"executionId": started.metadata.message_id}
+    steps.insert(at + 1, _command(chance, "workflows", "pause", about))
+    steps.insert(chance.randint(at + 2, len(steps)), _command(chance, "workflows", "resume", about))
+
+
+def _starts(message: Message | None, workflow: str) -> bool:
+    """Whether it is the command that starts a workflow."""
+    asked = message.payload if message is not None else {}
+    return bool(asked.get("inputs", {}).get("workflowId") == workflow)
+
+
+def _holds(message: Message) -> bool:
+    """Whether it pauses: said again much later it would do so for ever."""
+    return bool(message.payload.get("action") == "pause")
 
 
 def _talk(chance: random.Random, source: str) -> Script:
@@ -224,6 +253,21 @@ def _agent(agent: str, action: str) -> dict[str, Any]:
         "type": "test",
         "capabilities": [{"name": "c", "actions": actions, "parameters": {}}],
     }
+
+
+CHILDREN: dict[str, Any] = {
+    "id": "w4",
+    "name": "W4",
+    "steps": [
+        {
+            "id": "s0",
+            "forEach": "${inputs.list}",
+            "maxParallel": 2,
+            "workflow": {"id": "w2", "inputs": {"n": "${item}"}},
+        },
+        {"id": "s1", "workflow": {"id": "w1", "inputs": {"n": "${inputs.n}"}}},
+    ],
+}
 
 
 def _workflow(chance: random.Random, count: int) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def recorded(
 
 def asked_once(log: Sequence[InLog]) -> list[str]:
     """No step is asked for twice, and nothing that a decider says stands in the log twice."""
-    steps: Counter[tuple[str, str]] = Counter()
+    steps: Counter[tuple[str, str, object]] = Counter()
     ids: Counter[str] = Counter()
     for record in log:
         message = record.message
@@ -150,9 +150,12 @@ def asked_once(log: Sequence[InLog]) -> list[str]:
         ids[message.metadata.message_id or ""] += 1
         step = (message.metadata.model_extra or {}).get("step")
         if message.kind == "request" and step:
-            steps[message.metadata.correlation_id, step["id"]] += 1
+            item = step.get("item", {}).get("index", "-")
+            steps[message.metadata.correlation_id, step["id"], item] += 1
     twice = [
-        f"step {s} of execution {e} is asked {n} times" for (e, s), n in steps.items() if n > 1
+        f"step {s} of execution {e} is asked {n} times for item {i}"
+        for (e, s, i), n in steps.items()
+        if n > 1
     ]
     return twice + [f"{i} stands in the log {n} times" for i, n in ids.items() if n > 1]
 
