@@ -93,7 +93,7 @@ async def test_who_waits_no_more_is_told_no_more(bus: Nats) -> None:
     """A call that is cut off ends what tells of it, and the next one has its own."""
     async with adapted(bus, "plain", plain()) as (client, _):
         with pytest.raises(BusError):
-            await client.request("plain", "hang", timeout=1.0)
+            await client.request("plain", "hang", timeout=3.0)
         told: Told = []
         await client.request("plain", "count", on_progress=lambda f, note: told.append((f, note)))
         assert len(told) == 1

@@ -22,7 +22,9 @@ from tests.services import WAIT_S
 @contextlib.asynccontextmanager
 async def asker(bus: Nats) -> AsyncIterator[Client]:
     """A plain client, as `nats --inbox-prefix=_SRV` is one."""
-    client = await nats_py.connect(bus.agent("user", "developer"), inbox_prefix=b"_SRV")
+    client = await nats_py.connect(
+        bus.agent("user", "developer"), inbox_prefix=b"_SRV", connect_timeout=int(WAIT_S)
+    )
     try:
         yield client
     finally:
@@ -153,9 +155,9 @@ async def test_nobody_answers_after_the_end(bus: Nats) -> None:
     """The server itself says that there is nobody."""
     async with asker(bus) as client:
         async with running(greeter(bus)):
-            assert (await client.request("$SRV.PING.greeter", b"")).data
+            assert (await client.request("$SRV.PING.greeter", b"", WAIT_S)).data
         with pytest.raises(nats_py.errors.NoRespondersError):
-            await client.request("$SRV.PING.greeter", b"")
+            await client.request("$SRV.PING.greeter", b"", WAIT_S)
 
 
 async def test_an_agent_lives_with_an_older_bus(bus: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,4 +175,4 @@ async def test_an_agent_lives_with_an_older_bus(bus: Nats, monkeypatch: pytest.M
             assert not agent.bus.log.ended.is_set()
             assert agent.bus.log.generation == 0
             with pytest.raises(nats_py.errors.NoRespondersError):
-                await client.request("$SRV.PING.greeter", b"")
+                await client.request("$SRV.PING.greeter", b"", WAIT_S)
