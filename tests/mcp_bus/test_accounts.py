@@ -260,9 +260,12 @@ async def forge_an_answer(nats: Nats) -> None:
     asking = asyncio.ensure_future(asker.ask(question, WAIT_S))
     try:
         async with (
+            connected(nats.services, "bus") as (bus, _),
             connected(nats.agent("a"), "a") as (a, _complaints),
             connected(nats.agent("b"), "b") as (b, _complaints_b),
         ):
+            while question.subject not in await stored(bus):  # what stands before it is no answer
+                pass
             for source in ("b", "registry", "a"):
                 forged = Message.answer(question, source, {"outputs": {"forged": True}})
                 stored_as = f"out.{forged.subject.removeprefix('mcp.')}"
