@@ -75,6 +75,7 @@ IDEMPOTENCY_TTL_MS = 24 * 3600 * 1000  # that a start is known by its key, of lo
 STEPS_MAX = 256
 CHILD_DEPTH_MAX = 8  # of executions that are started by steps of others
 FOR_EACH_MAX = 10_000  # items of one step
+FOR_EACH_REFERENCES_MAX = 1_000_000  # in inputs and outputs of all of them; 1.6 s
 PARALLEL = 100  # items that are under way at a time, unless the author says otherwise
 PARALLEL_MAX = 1_000
 ENVELOPE_BYTES_MAX = 4096  # around a step's inputs

@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mcp_bus.config import FOR_EACH_MAX
+from mcp_bus.config import FOR_EACH_MAX, FOR_EACH_REFERENCES_MAX
 from mcp_bus.domain.answers import given, result_of
 from mcp_bus.domain.decider import Logged
 from mcp_bus.domain.definitions import Step
 from mcp_bus.domain.execution import Items, Request
 from mcp_bus.domain.fitting import OUTPUTS_BYTES_MAX
-from mcp_bus.domain.references import resolve
+from mcp_bus.domain.references import references, resolve
 from mcp_bus.errors import BusError, Refused
 from mcp_bus.messages import Message, dumps
 
@@ -63,6 +63,18 @@ def values_of(step: Step, context: Mapping[str, Any]) -> list[Any]:
             code="too_many_items",
         )
     return values
+
+
+def check_references(step: Step, of: int) -> None:
+    """Refused `too_many_items` where what so many items are asked with, or give, takes too long to
+    be made."""
+    each = sum(1 for _ in references([step.sent, step.gives]))
+    if each * of > FOR_EACH_REFERENCES_MAX:
+        raise Refused(
+            f"the inputs and outputs of {of} items of {step.id} have {each} references each, more "
+            f"than {FOR_EACH_REFERENCES_MAX} together",
+            code="too_many_items",
+        )
 
 
 def asked_until(step: Step, answered: int) -> int:

@@ -137,6 +137,7 @@ class Way:
         """Begin a step with forEach, once what every item names is there; whether it has ended, of
         an empty list."""
         values = items.values_of(step, self._context)
+        items.check_references(step, len(values))
         for index in range(len(values)):
             resolve(step.sent, Item.at(index, values).context(self._context))
         if not values:

@@ -213,6 +213,20 @@ def test_checking_takes_no_time() -> None:
     assert time.monotonic() - began < A_MOMENT_S
 
 
+@pytest.mark.parametrize(
+    "named",
+    [{"inputs": {"x": "${index}" * 20_000}}, {"outputs": {"x": "${result}" * 20_000}}],
+    ids=lambda named: str(*named),
+)
+def test_making_the_inputs_of_all_items_takes_no_time(named: dict[str, Any]) -> None:
+    """Nor what they give: a step that would take minutes fails before anybody is asked."""
+    began = time.monotonic()
+    history = run(step("b", forEach="${steps.a.outputs}", **named))
+    answer(history, {"outputs": [1] * 10_000})
+    assert failure(history)["code"] == "too_many_items"
+    assert time.monotonic() - began < A_MOMENT_S
+
+
 def test_a_key_is_known_no_longer_than_is_said() -> None:
     """Also where nothing was started meanwhile; the oldest is still the first to be forgotten."""
     history = run()
