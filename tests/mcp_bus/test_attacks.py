@@ -112,15 +112,19 @@ async def guess_the_id_of_an_answer(nats: Nats) -> None:
     async with (
         honest(nats, "me") as me,
         honest(nats, "b") as b,
-        connected(nats.agent("a"), "a") as (a, _complaints),
+        connected(nats.agent("a"), "a") as (a, complaints),
     ):
         overheard = await a.subscribe("mcp.request.*.b")
         await a.flush()
         request = Message.build("request", "me", "b", {})
         await me.publish(request)
-        await a.flush()
+        hearing = asyncio.create_task(overheard.next_msg(WAIT_S))
+        refused = asyncio.create_task(complaints.get())
+        await asyncio.wait({hearing, refused}, return_when=asyncio.FIRST_COMPLETED)
         guess = Message.build("request", "me", "b", {}).encode()
-        known = (await overheard.next_msg()).data if overheard.pending_msgs else guess
+        known = (await hearing).data if hearing.done() else guess
+        hearing.cancel()
+        refused.cancel()
         guessed = parse(known, request.subject)
         await a.jetstream(timeout=WAIT_S).publish(
             "mcp.event.a.b", b"first", headers={MESSAGE_ID: answer_id(guessed, at(guessed))}
