@@ -23,7 +23,7 @@ PUBLISHERS = 8
 PUBLISH_EVERY_S = 0.02  # each; flat out they leave nothing of two cores to the workflows
 RUNNERS = 100  # of workflows, one after the other each: so many are live at any time
 WORK_S_MAX = 3.0  # that a step takes
-WORKFLOW_S_MAX = 50.0
+WORKFLOW_S_MAX = 120.0  # each death of a leader may cost an execution twenty of them
 AGAIN_S = 0.2  # after a failure
 STEPS = [
     {"id": "a", "agentId": "echo", "action": "echo", "inputs": {"n": "${inputs.n}"}},

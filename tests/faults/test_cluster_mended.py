@@ -22,7 +22,7 @@ from mcp_bus.store import event_store
 from mcp_bus.subjects import SNAPSHOT_WANTED
 from tests.conftest import Engines, Postgres, migrated
 from tests.faults.cluster import NODES, clustered, loaded_cluster
-from tests.faults.load import SCENARIO_S_MAX, Load, token
+from tests.faults.load import SCENARIO_S_MAX, WORKFLOW_S_MAX, Load, token
 from tests.faults.verdict import caught_up, recorded, wrong_with
 from tests.gateway.conftest import SERVICES, echo, serving
 from tests.mcp_bus.test_backup import nothing
@@ -73,8 +73,10 @@ async def test_a_copy_of_a_running_bus_is_whole(engines: Engines, tmp_path: Path
             await rest.healthy()
             await cluster.restored()
             await cluster.kill(await cluster.leader())
-            said = await rest.call("POST", "/workflows", workflow("echo"))
-            assert said.status == 201, said.body
+            # an election may take longer than a gateway waits; defining twice is the same as once
+            while (said := await rest.call("POST", "/workflows", workflow("echo"))).status == 504:
+                pass
+            assert said.status in (200, 201), said.body
             begun = (await run(rest, "echo", "")).body["executionId"]
             assert (await ended(rest, database, begun))["status"] == "completed"
             async with opened(cluster.urls.services) as channel:
@@ -141,7 +143,7 @@ async def _works(bus: embedded.Bus) -> None:
             with contextlib.suppress(Unavailable):  # who says who may connect was on a lost server
                 opening = connect(bus.nats_url, id="late", token=mine)
                 asker = await leaving.enter_async_context(opening)
-        assert await asker.run_workflow("three", {"n": 7}, timeout=50) == {"n": 7}
+        assert await asker.run_workflow("three", {"n": 7}, timeout=WORKFLOW_S_MAX) == {"n": 7}
 
 
 async def _whole(bus: embedded.Bus, load: Load) -> None:
