@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -37,11 +36,8 @@ def _serve(name: str, module: str) -> None:
     from mcp_bus import config, runtime
 
     settings = config.load()
-    run = import_module(module).run
-    gc.freeze()  # what is imported stays
-    gc.set_threshold(config.GARBAGE_OBJECTS)  # each look goes through all that lives
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(runtime.serve(settings, name, run))
+        runner.run(runtime.serve(settings, name, import_module(module).run))
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

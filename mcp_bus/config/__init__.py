@@ -270,7 +270,6 @@ CHILD_LOG_BYTES_MAX = 16 * 1024 * 1024  # then it moves to <name>.log.1
 CHILD_LOG_CHECK_S = 10.0
 STOP_STEP_S = 1.0  # a service's head start before the next one is told to stop
 STOP_SERVICES_S_MAX = 6.0  # of STOP_S_MAX; the rest is for the engines
-GARBAGE_OBJECTS = 20_000  # more than were freed, after which a service looks for cycles
 HEALTH_POLL_S = 0.05
 ENGINE_POLL_S = 0.01
 LOCK_POLL_S = 0.05
