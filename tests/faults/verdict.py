@@ -10,6 +10,7 @@ import asyncpg
 
 from mcp_bus import embedded
 from mcp_bus.config import HEALTH_POLL_S
+from mcp_bus.embedded import nats_server
 from mcp_bus.store import event_store
 from mcp_bus.store.event_store import READ, RECORDER
 from projections import rebuild
@@ -21,6 +22,7 @@ from tests.simulation import checks
 from tests.simulation.checks import InLog, InStore
 
 LAG_S_MAX = 10.0  # from when nothing is broken any more until all is recorded and shown
+ELECTIONS_S_MAX = 50.0  # that it may take longer on a cluster, two of whose servers may be behind
 
 
 async def wrong_with(bus: embedded.Bus, load: Load) -> list[str]:
@@ -106,6 +108,8 @@ async def caught_up(bus: embedded.Bus, within_s: float = LAG_S_MAX) -> None:
     """Wait until what died last is back, and until all that is in the log then is recorded and
     shown; TimeoutError when that takes longer."""
     await _healthy(bus)
+    if nats_server.NAME not in bus.pids:  # the log is a cluster
+        within_s += ELECTIONS_S_MAX
     async with asyncio.timeout(within_s):
         await recorded(bus, READ)
 
