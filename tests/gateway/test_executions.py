@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mcp_bus.config import HEALTH_POLL_S
+from projections.execution import ENDED
 from tests.conftest import Nats
 from tests.services import WAIT_S
 
@@ -29,16 +30,14 @@ async def start(bus: Rest) -> str:
 
 
 async def ended(bus: Rest, execution: str) -> dict[str, Any]:
-    async with asyncio.timeout(WAIT_S):
-        while (found := (await bus.call("GET", execution)).body)["ended"] is None:  # noqa: ASYNC110
-            await asyncio.sleep(HEALTH_POLL_S)
-    return dict(found)
+    return await shown(bus, execution, *ENDED)
 
 
-async def shown(bus: Rest, execution: str, status: str) -> dict[str, Any]:
-    """An execution, once this is its status: what follows from a command is shown after it."""
+async def shown(bus: Rest, execution: str, *statuses: str) -> dict[str, Any]:
+    """An execution, once its status is one of these: what follows from a command is shown after
+    it."""
     async with asyncio.timeout(WAIT_S):
-        while (found := (await bus.call("GET", execution)).body)["status"] != status:  # noqa: ASYNC110
+        while (found := (await bus.call("GET", execution)).body)["status"] not in statuses:  # noqa: ASYNC110
             await asyncio.sleep(HEALTH_POLL_S)
     return dict(found)
 

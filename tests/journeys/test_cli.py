@@ -39,7 +39,6 @@ WORKFLOW = {
 }
 ECHO = """
 import sys
-import time
 from agents_sdk import Agent
 agent = Agent("echo", type="test", data_dir=sys.argv[1])
 @agent.action(capability="text")
